@@ -1,0 +1,1 @@
+"""One specialist: a process that listens on its own port and streams answers from a model server."""

@@ -1,0 +1,212 @@
+"""The control socket's messages: what the command line and the gateway ask of the supervisor.
+
+The framing is the specialists'. Each request is answered by any number of `progress` lines and then exactly one
+`result`, or one `error`; `watch` goes on until the connection ends. The status shapes are also what
+`chorus status --json` prints and what the registry keeps on disk: fields are only ever added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from protocol.messages import Error, Request, RequestId
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Named(Request, frozen=True, omit_defaults=True):
+    """A request about some specialists; no names means all of them."""
+
+    names: list[str] | None = None
+
+
+class Status(Named, frozen=True, tag="status"):
+    pass
+
+
+class Watch(Request, frozen=True, tag="watch", omit_defaults=True):
+    pass
+
+
+class Start(Named, frozen=True, tag="start", omit_defaults=True):
+    wait: bool = True
+
+
+class Stop(Named, frozen=True, tag="stop", omit_defaults=True):
+    wait: bool = True
+    grace: float | None = None
+
+
+class Restart(Named, frozen=True, tag="restart", omit_defaults=True):
+    wait: bool = True
+    rolling: bool = False
+
+
+class Drain(Named, frozen=True, tag="drain", omit_defaults=True):
+    wait: bool = True
+
+
+class Shutdown(Request, frozen=True, tag="shutdown", omit_defaults=True):
+    grace: float | None = None
+
+
+class TeamChat(Request, frozen=True, tag="team_chat", omit_defaults=True):
+    """A fan-out run by the supervisor for clients that cannot run it themselves."""
+
+    content: str = ""
+    names: list[str] | None = None
+    timeout: float | None = None
+    deadline: float | None = None
+
+
+AnyControl = Status | Watch | Start | Stop | Restart | Drain | Shutdown | TeamChat
+_TYPES: dict[str, type[AnyControl]] = {
+    cls.__struct_config__.tag: cls  # type: ignore[misc]
+    for cls in (Status, Watch, Start, Stop, Restart, Drain, Shutdown, TeamChat)
+}
+CONTROL_TYPES = tuple(_TYPES)
+decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items()}
+
+# -- what stands in the registry ----------------------------------------------------------------------------------------
+
+
+class LastExit(Struct, frozen=True):
+    """How a specialist's process ended last: why, as a sentence; the code or the signal; when, as a Unix time."""
+
+    cause: str
+    code: int | None
+    signal: str | None
+    at: float
+
+
+class SpecialistStatus(Struct, frozen=True, kw_only=True):
+    """One specialist, as the supervisor knows it. `uptime` in seconds; `since` is the Unix time of the last change."""
+
+    name: str
+    ai_id: str
+    host: str
+    port: int
+    state: str
+    wanted: str
+    pid: int | None = None
+    uptime: float | None = None
+    restarts: int = 0
+    model: str | None = None
+    backend: str | None = None
+    in_flight: int = 0
+    queued: int = 0
+    first_token_ms: float | None = None
+    tokens_per_second: float | None = None
+    prompt_tokens_per_second: float | None = None
+    rss_bytes: int | None = None
+    last_error: str | None = None
+    remedy: str | None = None
+    last_exit: LastExit | None = None
+    since: float = 0.0
+    description: str = ""
+
+
+class SupervisorStatus(Struct, frozen=True):
+    """`state` is running, stopping or down; pid and uptime are those of the process that wrote this."""
+
+    pid: int | None
+    uptime: float | None
+    state: str
+
+
+class GatewayStatus(Struct, frozen=True):
+    url: str | None
+    state: str
+    pid: int | None
+
+
+class BackendStatus(Struct, frozen=True):
+    """What the team's answers come from."""
+
+    kind: str
+    url: str | None
+    state: str
+    error: str | None
+    model: str | None = None
+
+
+class StatusReport(Struct, frozen=True, kw_only=True):
+    """Everything at one moment: `chorus status --json`."""
+
+    version: int = 1
+    supervisor: SupervisorStatus
+    gateway: GatewayStatus
+    backend: BackendStatus
+    specialists: list[SpecialistStatus]
+    notices: list[str] = []
+
+
+# -- answers ------------------------------------------------------------------------------------------------------------
+
+
+class Answer(Struct, frozen=True, omit_defaults=True):
+    request_id: RequestId | None = None
+
+
+class Progress(Answer, frozen=True, tag="progress", kw_only=True, rename={"from_": "from"}):
+    name: str
+    from_: str
+    to: str
+    cause: str
+    pid: int | None = None
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True):
+    """What became of one specialist in a command: pids before and after, milliseconds without an accepting process."""
+
+    name: str
+    old_pid: int | None = None
+    new_pid: int | None = None
+    down_ms: float | None = None
+    error: str | None = None
+
+
+class Result(Answer, frozen=True, tag="result", kw_only=True):
+    """`changed` and `failed` list what became of whom; `status` and `answer` only where they were asked for."""
+
+    ok: bool
+    changed: list[Outcome]
+    failed: list[Outcome]
+    status: StatusReport | None = None
+    answer: dict[str, Any] | None = None
+
+
+class Snapshot(Answer, frozen=True, tag="snapshot", kw_only=True):
+    """The first line of `watch`, and the line after every `gap`. `seq` is the last transition it contains."""
+
+    seq: int
+    status: StatusReport
+
+
+class Transition(Answer, frozen=True, tag="transition", kw_only=True, rename={"from_": "from"}):
+    """One change of state. `seq` counts without a hole within one supervisor's life; `at` is a Unix time."""
+
+    seq: int
+    name: str
+    from_: str
+    to: str
+    cause: str
+    at: float
+    pid: int | None = None
+
+
+class Gap(Answer, frozen=True, tag="gap", kw_only=True):
+    """Transitions were dropped because this reader was slow; a snapshot follows."""
+
+    missed: int
+
+
+class TeamEvent(Answer, frozen=True, tag="team_event", kw_only=True):
+    event: dict[str, Any]
+
+
+AnyAnswer = Progress | Result | Snapshot | Transition | Gap | TeamEvent | Error
+decode_answer = msgspec.json.Decoder(AnyAnswer).decode

@@ -1,0 +1,145 @@
+"""The settings' schema: what may be configured, its units and its limits. Pure; `supervisor/config.py` reads the files.
+
+Every field has a default, so no file is needed. A value out of its range does not convert: one place knows the ranges.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from protocol import names
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+BackendKind = Literal["auto", "ollama", "openai_compatible", "builtin"]
+RestartPolicy = Literal["never", "on_failure", "always"]
+
+DEFAULT_URL = "http://127.0.0.1:11434"
+
+# Options that make a model server load the model anew. One profile for the whole team, or every answer reloads the model.
+LOAD_TIME_OPTIONS = frozenset({"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"})
+
+
+class Backend(Struct, frozen=True, forbid_unknown_fields=True):
+    """The model server. `url` None means the default address; `asked_for` in the config loader says whether it was set."""
+
+    kind: BackendKind = "auto"
+    url: str | None = None
+    model: str | None = None
+    api_key_file: str | None = None
+    parallel: Count | None = None
+    pace: Positive = 60.0  # tokens a second of the builtin backend: fast enough to read, slow enough to see it stream
+    options: dict[str, Any] = {}
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    max_line_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    max_reply_bytes: Annotated[int, Meta(ge=1024)] = 8_388_608
+    max_buffered_bytes: Annotated[int, Meta(ge=65536)] = 67_108_864
+    answer_tokens: Count = 2048  # num_predict; Ollama's own bound is ten times the context
+    connections: Count = 4096
+    in_flight: Count = 16
+    first_byte: Positive = 600.0  # queue, load and prefill together: no status line comes before the first token
+    silence: Positive = 60.0
+    write_timeout: Positive = 30.0
+
+
+class Supervision(Struct, frozen=True, forbid_unknown_fields=True):
+    restart: RestartPolicy = "always"
+    intensity: Annotated[int, Meta(ge=0)] = 5
+    period: Positive = 30.0
+    health_period: Positive = 2.0
+    hung_after: Positive = 6.0
+    grace: Seconds = 10.0
+    on_supervisor_exit: Literal["keep", "stop"] = "keep"
+
+
+class SpecialistSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may be said of one specialist. None means the default of the team or of its persona."""
+
+    port: Port | None = None
+    model: str | None = None
+    persona: str | None = None
+    description: str | None = None
+    capabilities: list[str] | None = None
+    options: dict[str, Any] = {}
+    restart: RestartPolicy | None = None
+
+
+class Gateway(Struct, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 8003
+    also_ports: list[Port] = []
+    allowed_origins: list[str] = []
+
+
+class History(Struct, frozen=True, forbid_unknown_fields=True):
+    retention_days: Positive = 90.0
+
+
+class Cache(Struct, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    similarity: Annotated[float, Meta(ge=0, le=1)] = 0.92
+
+
+class Cost(Struct, frozen=True, forbid_unknown_fields=True):
+    """Per million tokens, for estimates."""
+
+    prompt: Annotated[float, Meta(ge=0)] = 0.0
+    completion: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration, after all layers."""
+
+    host: str = "127.0.0.1"
+    port_base: Annotated[int, Meta(ge=1, le=65435)] = 45000
+    roster: list[str] = field(default_factory=lambda: list(names.ROSTER))
+    allow_users: list[str] = []
+    backend: Backend = Backend()
+    limits: Limits = Limits()
+    supervision: Supervision = Supervision()
+    specialists: dict[str, SpecialistSettings] = {}
+    gateway: Gateway = Gateway()
+    history: History = History()
+    roles: dict[str, str] = {}
+    cache: Cache = Cache()
+    cost: Cost = Cost()
+
+
+class SpecialistConfig(Struct, frozen=True, kw_only=True):
+    """Everything one daemon needs, resolved: it reads nothing else.
+
+    `addresses` are the hosts it listens on, all with the same port. `model` None lets the backend choose.
+    `url_asked_for` is whether a user named the model server: then an absent one is an error, never an echo.
+    `allowed_uids` are the users of this machine that may talk to it; our own and root always may.
+    """
+
+    name: str
+    addresses: list[str]
+    port: int
+    persona: str
+    description: str
+    capabilities: list[str]
+    model: str | None
+    backend: Backend
+    url: str
+    url_asked_for: bool
+    api_key: str | None
+    options: dict[str, Any]
+    limits: Limits
+    grace: float
+    retention_days: float
+    allowed_uids: list[int]
+    data_dir: str
+    state_dir: str
+    log_dir: str | None = None  # None: to standard error
+
+    @property
+    def ai_id(self) -> str:
+        return names.ai_id(self.name)

@@ -1,0 +1,1 @@
+"""Asking many at once."""
