@@ -31,13 +31,16 @@ _REQUESTS: dict[str, type[AnyRequest]] = {
 REQUEST_TYPES = tuple(_REQUESTS)
 
 
-class _Head(msgspec.Struct):
-    """What is read of a request before its type is known."""
+_ABSENT = msgspec.Raw()  # `Raw | None` would be read as None alone, and every content refused
 
-    type: str | None = None
-    request_id: RequestId | None = None
-    content: msgspec.Raw | None = None
-    message: msgspec.Raw | None = None
+
+class _Head(msgspec.Struct):
+    """What is read of a request before its type is known; unchecked, so that an error finds its id."""
+
+    type: Any = msgspec.UNSET
+    request_id: Any = None
+    content: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
 
 
 class BadLine(ProtocolError):
@@ -53,11 +56,17 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 _decoders: dict[str, Callable[[bytes], AnyRequest]] = {
     name: msgspec.json.Decoder(cls).decode for name, cls in _REQUESTS.items()
 }
-_decode_reply = msgspec.json.Decoder(AnyReply).decode
+_decode_reply: Callable[[bytes], AnyReply] = msgspec.json.Decoder(AnyReply).decode
 _encoder = msgspec.json.Encoder()
 
 _MALFORMED = re.compile(r"JSON is malformed: (?P<what>.*) \(byte (?P<at>\d+)\)")
 _AT_PATH = re.compile(r"(?P<what>.*) - at `(?P<path>[^`]*)`$")
+# msgspec calls a line truncated that ends within six bytes after a lone high surrogate.
+_LONE_AT_END = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?P<lone>\\u[dD][89abAB][0-9a-fA-F]{2})(?!\Z|\\\Z|\\u).{0,5}\Z",
+    re.DOTALL,
+)
+LONGEST_REASON = 200  # of what a sentence repeats from the peer
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -66,7 +75,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def parse_json(decode: Callable[[bytes], T], line: bytes) -> T:
-    """Decodes one line with a msgspec decoder; raises BadJson with the byte, or BadRequest with the field's path."""
+    """Decodes one line with a msgspec decoder. Raises BadJson with the byte, BadRequest with the field."""
     try:
         if not line.isascii():
             line.decode()
@@ -78,8 +87,14 @@ def parse_json(decode: Callable[[bytes], T], line: bytes) -> T:
     except msgspec.ValidationError as error:
         raise BadRequest(explain(error)) from None
     except msgspec.DecodeError as error:
-        found = _MALFORMED.match(str(error))
-        what, at = (found["what"], found["at"]) if found else ("it ends too early", str(len(line)))
+        if found := _MALFORMED.match(str(error)):
+            what, at = found["what"], int(found["at"])
+            if what == "trailing characters":  # here alone msgspec counts the byte itself
+                at -= 1
+        elif lone := _LONE_AT_END.search(line, max(0, len(line) - 16)):
+            what, at = "half of a surrogate pair", lone.start("lone")
+        else:
+            what, at = "it ends too early", len(line)
         raise BadJson(f"not JSON at byte {at} ({what}): one JSON object per line, or plain text") from None
 
 
@@ -88,6 +103,8 @@ def explain(error: msgspec.ValidationError) -> str:
     found = _AT_PATH.match(str(error))
     what, path = (found["what"], found["path"]) if found else (str(error), "$")
     what = what.replace("`", "")
+    if len(what) > LONGEST_REASON:  # a value that was repeated whole
+        what = what[:LONGEST_REASON] + "…"
     where = path.removeprefix("$").lstrip(".")
     return f"{where}: {what[0].lower()}{what[1:]}" if where else what
 
@@ -102,14 +119,19 @@ def decode_request(line: bytes) -> AnyRequest:
     except ProtocolError as error:
         raise BadLine(error) from None
 
+    request_id = head.request_id if type(head.request_id) in (str, int) else None
+
     kind = head.type
-    if kind is None:
-        if head.content is None and head.message is None:
-            raise BadLine(BadRequest('a request needs "type", or "content" with the text to answer'), head.request_id)
+    if kind is msgspec.UNSET:
+        if head.content is _ABSENT and head.message is _ABSENT:
+            reason = BadRequest('a request needs "type", or "content" with the text to answer')
+            raise BadLine(reason, request_id)
         kind = "chat"
+    if not isinstance(kind, str):
+        raise BadLine(BadRequest(f"type: expected a string, one of {', '.join(REQUEST_TYPES)}"), request_id)
     decode = _decoders.get(kind)
     if decode is None:
-        raise BadLine(UnknownType(_unknown_type(kind)), head.request_id)
+        raise BadLine(UnknownType(_unknown_type(kind)), request_id)
 
     try:
         # A missing type is what the decoder of a tagged Struct takes for its own.
@@ -121,8 +143,13 @@ def decode_request(line: bytes) -> AnyRequest:
         if isinstance(request, messages.Cancel) and request.target is None:
             raise BadRequest("target: missing; name the request_id to cancel")
     except ProtocolError as error:
-        raise BadLine(error, head.request_id) from None
+        raise BadLine(error, request_id) from None
     return request
+
+
+def is_typed(line: bytes) -> bool:
+    """Whether a line that decode_request took says its type."""
+    return _decode_head(line).type is not msgspec.UNSET
 
 
 def read_context(context: dict[str, Any] | None) -> Context:
@@ -172,6 +199,7 @@ def raise_for(reply: Reply) -> None:
 
 
 def _unknown_type(kind: str) -> str:
+    kind = kind[:40]  # matching is slower than linear, and the peer chose the length
     close = difflib.get_close_matches(kind, REQUEST_TYPES, n=1)
     hint = f' did you mean "{close[0]}"?' if close else ""
-    return f'unknown type "{kind[:40]}":{hint} known are {", ".join(REQUEST_TYPES)}'
+    return f'unknown type "{kind}":{hint} known are {", ".join(REQUEST_TYPES)}'

@@ -68,11 +68,16 @@ class UnknownType(CallerError):
 
 
 class LineTooLong(CallerError):
+    """`start` is how the line began: enough to tell JSON from plain text."""
+
     code = "line_too_long"
+    start: bytes = b""
 
     @classmethod
-    def over(cls, limit: int) -> Self:
-        return cls(f"the line is longer than {limit} bytes and was thrown away: send less, or raise limits.max_line_bytes")
+    def over(cls, limit: int, start: bytes = b"") -> Self:
+        error = cls(f"the line is longer than {limit} bytes and was thrown away: send less, or raise limits.max_line_bytes")
+        error.start = start
+        return error
 
 
 class NotFound(CallerError):

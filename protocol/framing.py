@@ -10,6 +10,7 @@ from protocol.errors import LineTooLong
 
 LF = 0x0A
 CR = b"\r"
+START = 64  # bytes of a line that was too long which its error tells
 
 
 class LineBuffer:
@@ -53,21 +54,25 @@ class LineBuffer:
         if end < 0:
             self._searched = len(self._data)
             if self._is_over(self._data):
+                start = bytes(self._data[:START])
                 self._data.clear()
                 self._searched = 0
                 self._skipping = True
-                raise LineTooLong.over(self.limit or 0)
+                raise LineTooLong.over(self.limit or 0, start)
             return None
 
         line = bytes(self._data[:end])
         del self._data[: end + 1]  # CPython moves the start of a bytearray; nothing is copied
         self._searched = 0
         if self._is_over(line):
-            raise LineTooLong.over(self.limit or 0)
+            raise LineTooLong.over(self.limit or 0, line[:START])
         return line.removesuffix(CR)
 
     def last_line(self) -> bytes | None:
-        """What is left at end of input: a last line without LF, or None. Empties the buffer."""
+        """What is left at end of input: a last line without LF, or None. Empties the buffer.
+
+        Call it after next_line() has returned None: it looks neither for line ends nor at the limit.
+        """
         line = bytes(self._data)
         self._data.clear()
         self._searched = 0

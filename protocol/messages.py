@@ -119,8 +119,8 @@ class Reset(Request, frozen=True, tag="reset", omit_defaults=True):
     session_id: str | None = None
 
 
-class Embed(Request, frozen=True, tag="embed", omit_defaults=True):
-    input: str | list[str] = ""
+class Embed(Request, frozen=True, tag="embed", omit_defaults=True, kw_only=True):
+    input: str | list[str]
     model: str | None = None
 
 

@@ -36,8 +36,8 @@ SUFFIXES = ("_ai", "_ci")
 def canonical(name: str) -> str:
     """The one spelling of a name: `Apollo-AI` is `apollo`, `tekton-core` is `tekton_core`, `budget` is `penia`."""
     plain = name.strip().lower().replace("-", "_")
-    for suffix in SUFFIXES:
-        plain = plain.removesuffix(suffix)
+    while plain.endswith(SUFFIXES):
+        plain = plain[:-3]
     return ALIASES.get(plain, plain)
 
 

@@ -123,6 +123,7 @@ class SpecialistConfig(Struct, frozen=True, kw_only=True):
     name: str
     addresses: list[str]
     port: int
+    role: str = ""
     persona: str
     description: str
     capabilities: list[str]

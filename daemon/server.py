@@ -1,0 +1,171 @@
+"""Listen, accept, drain: the process's connections and what all of them share.
+
+A conversation that fails is a log line. Running out of descriptors pauses accepting; it never ends it. The listening sockets
+may be inherited: their backlog is whoever's who bound them, so listen() is never called here (asyncio would cut it to 100).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple, Unpack
+
+import anyio
+import anyio.abc
+
+from daemon.conversation import Conversation
+from daemon.specialist import Specialist
+from daemon.unsent import Ledger
+from protocol.errors import Busy
+
+logger = logging.getLogger("chorus.daemon")
+Args = TypeVarTuple("Args")
+
+# What accept(2) says when a resource is used up: wait, and what there is will be given back. As trio does it.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+RETRY_ACCEPT_AFTER = 0.1
+ACCEPTS_AT_A_TIME = 64  # so that a flood of connections does not starve the ones that are there
+KEPT_PLACES = 4  # beyond the limit, for whoever only asks how we are: the supervisor must always get in
+ROOT = 0
+
+
+class Server:
+    """One specialist's connections. `stopping` means that no new conversation begins and resting ones are closed."""
+
+    def __init__(self, specialist: Specialist) -> None:
+        self.specialist = specialist
+        self.limits = specialist.config.limits
+        self.ledger = Ledger(self.limits.write_timeout, self.limits.max_buffered_bytes)
+        self.stopping = False
+        self._users = {os.getuid(), ROOT, *specialist.config.allowed_uids}
+        self._conversations: set[Conversation] = set()
+        self._unspoken: dict[Conversation, None] = {}  # in the order of their accept: the longest idle one is first
+        self._emptied = asyncio.Event()
+        self._group: anyio.abc.TaskGroup | None = None
+
+    async def serve(self, listeners: list[socket.socket], stop: anyio.Event, grace: float) -> None:
+        """Answers until `stop`, then lets what is under way go on for `grace` seconds. Closes the listeners.
+
+        What is not done by then ends with `draining` and with what had arrived.
+        """
+        loop = asyncio.get_running_loop()
+        async with anyio.create_task_group() as self._group:
+            for listener in listeners:
+                listener.setblocking(False)
+                loop.add_reader(listener.fileno(), self._accept, listener)
+            await stop.wait()
+            # The listeners first: whoever connects from now on is our successor's.
+            for listener in listeners:
+                loop.remove_reader(listener.fileno())
+                listener.close()
+            await self._drain(grace)
+
+    # -- for the conversations ------------------------------------------------------------------------------------------
+
+    def start(self, work: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+        """Runs a request in the server's own task group, which outlives every conversation."""
+        assert self._group is not None
+        self._group.start_soon(work, *args)
+
+    def opened(self, conversation: Conversation) -> None:
+        self._conversations.add(conversation)
+        self._unspoken[conversation] = None
+        self.specialist.clients = len(self._conversations)
+
+    def spoke(self, conversation: Conversation) -> None:
+        self._unspoken.pop(conversation, None)
+
+    def closed(self, conversation: Conversation) -> None:
+        self._conversations.discard(conversation)
+        self._unspoken.pop(conversation, None)
+        self.specialist.clients = len(self._conversations)
+        if not self._conversations:
+            self._emptied.set()
+
+    def may_speak(self, uid: int) -> bool:
+        return uid in self._users
+
+    def full(self) -> Busy:
+        sentence = f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
+        return Busy(sentence, retry_after=1.0)
+
+    def log_failure(self, what: str) -> str:
+        """Logs the exception under way and returns the trace id under which it stands."""
+        trace = secrets.token_hex(6)
+        logger.exception("%s (trace %s)", what, trace)
+        return trace
+
+    # -- accepting --------------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_AT_A_TIME):
+            try:
+                connection, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                self._pause_accepting(listener, error)
+                return
+            self._welcome(connection)
+
+    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
+        logger.error("cannot accept a connection: %s; trying again", error.strerror)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener.fileno())
+
+        def resume() -> None:
+            if not self.stopping and listener.fileno() >= 0:
+                loop.add_reader(listener.fileno(), self._accept, listener)
+
+        loop.call_later(RETRY_ACCEPT_AFTER, resume)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        restricted = False
+        over = len(self._conversations) - self.limits.connections
+        if over >= 0:
+            if self._unspoken:
+                next(iter(self._unspoken)).abort()
+            elif over < KEPT_PLACES:
+                restricted = True
+            else:
+                connection.close()
+                return
+        self.start(self._adopt, connection, restricted)
+
+    async def _adopt(self, connection: socket.socket, restricted: bool) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: Conversation(self, restricted=restricted), connection)
+        except OSError as error:
+            logger.warning("a connection was lost while it was accepted: %s", error)
+            connection.close()
+
+    # -- draining ---------------------------------------------------------------------------------------------------------
+
+    async def _drain(self, grace: float) -> None:
+        self.stopping = self.specialist.draining = True
+        for conversation in list(self._conversations):
+            conversation.rest()
+        with anyio.move_on_after(grace):
+            await self._empty()
+        for conversation in list(self._conversations):
+            conversation.requests.cancel_all("draining")
+        with anyio.move_on_after(1.0):
+            await self._empty()
+        for conversation in list(self._conversations):
+            conversation.abort()
+
+    async def _empty(self) -> None:
+        while self._conversations:
+            self._emptied.clear()
+            await self._emptied.wait()

@@ -1,0 +1,195 @@
+"""The client that all our own programs use: connect, ask, iterate the replies, cancel.
+
+One question at a time on one connection. A connection that is left while an answer is under way says `cancel` before it
+closes: a bare close looks like a half-close to the other side until the kernel is asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.abc
+import msgspec
+
+from protocol.codec import decode_reply, encode, parse_json, raise_for
+from protocol.control import AnyAnswer, AnyControl, Gap, Progress, Result, Snapshot, TeamEvent, Transition
+from protocol.control import decode_answer as _decode_answer
+from protocol.errors import ConnectionLost, ProtocolError, Refused, SelfConnection, WrongReply
+from protocol.exchange import Exchange
+from protocol.framing import LineBuffer
+from protocol.messages import AnyReply, AnyRequest, Cancel, Cancelled, Error, Reply
+
+R = TypeVar("R")
+
+# An answer of max_reply_bytes with every character escaped, twice over; more than that is no answer of ours.
+MAX_REPLY_LINE = 134_217_728
+READ_SIZE = 262_144
+SAY_CANCEL_WITHIN = 0.5  # seconds
+
+
+class Lines(Generic[R]):
+    """A connection on which lines go out and decoded lines come in. Closed by whoever opened it."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, decode: Callable[[bytes], R]) -> None:
+        self._stream = stream
+        self._decode = decode
+        self._lines = LineBuffer(MAX_REPLY_LINE)
+
+    async def send(self, message: msgspec.Struct) -> None:
+        """Sends one message; raises ConnectionLost when the peer is gone."""
+        try:
+            await self._stream.send(encode(message))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise ConnectionLost("the connection broke while a request was sent") from None
+
+    async def receive(self) -> R:
+        """The next message; raises ConnectionLost at the end, WrongReply for a line that is none."""
+        while True:
+            line = self._lines.next_line()
+            if line:
+                return self._decode(line)
+            if line is not None:
+                continue
+            try:
+                self._lines.feed(await self._stream.receive(READ_SIZE))
+            except anyio.EndOfStream:
+                raise ConnectionLost("the connection ended before the answer did") from None
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                raise ConnectionLost("the connection broke before the answer was whole") from None
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Connection(Lines[AnyReply]):
+    """A connection to a specialist."""
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        super().__init__(stream, decode_reply)
+        self._numbers = itertools.count(1)
+        self._open: str | int | None = None  # the request_id that is under way
+
+    async def ask(self, request: AnyRequest) -> AsyncIterator[AnyReply]:
+        """Asks, and yields every reply up to the last one.
+
+        Raises what an `error` or `stream_error` stands for, WrongReply when the peer breaks the protocol, ConnectionLost.
+        """
+        if request.request_id is None:
+            request = msgspec.structs.replace(request, request_id=next(self._numbers))
+        self._open = request.request_id
+        await self.send(request)
+        exchange = Exchange()
+        while not exchange.over:
+            reply = await self.receive()
+            if reply.request_id != request.request_id:
+                if isinstance(reply, Cancelled):
+                    continue  # the answer to our own `cancel`, which goes on beside the exchange
+                if not isinstance(reply, Error):
+                    raise WrongReply(f"an answer to request {reply.request_id!r} came, which nobody asked")
+            exchange.advance(reply)
+            if exchange.over:
+                self._open = None
+            raise_for(reply)
+            yield reply
+
+    async def call(self, request: AnyRequest) -> AnyReply:
+        """Asks something that is answered by one reply, and returns it."""
+        last: AnyReply | None = None
+        async for reply in self.ask(request):
+            last = reply
+        assert last is not None, "an exchange ends with a reply"
+        return last
+
+    async def cancel(self) -> None:
+        """Ends the question under way: its replies go on to their end, which says `cancelled`."""
+        if self._open is not None:
+            await self.send(Cancel(request_id=f"cancel-{self._open}", target=self._open))
+
+    async def aclose(self) -> None:
+        if self._open is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(SAY_CANCEL_WITHIN):
+                try:
+                    await self.cancel()
+                except ProtocolError:
+                    pass  # gone already: nothing left to cancel
+        await super().aclose()
+
+
+@asynccontextmanager
+async def connect(host: str, port: int) -> AsyncIterator[Connection]:
+    """A connection to a specialist, closed at the end of the block. Raises Refused or SelfConnection."""
+    try:
+        stream = await anyio.connect_tcp(host, port)
+    except OSError as error:
+        raise Refused(f"nobody answers on {host}:{port} ({_reason(error)})") from None
+    local = stream.extra(anyio.abc.SocketAttribute.local_address)
+    if local == stream.extra(anyio.abc.SocketAttribute.remote_address):
+        # The port lies in the ephemeral range, and the kernel may pick it for our own end (simultaneous open).
+        await anyio.aclose_forcefully(stream)
+        raise SelfConnection(f"nobody listens on {host}:{port} (the connection met itself)")
+    connection = Connection(stream)
+    try:
+        yield connection
+    finally:
+        await connection.aclose()
+
+
+class ControlConnection(Lines[AnyAnswer]):
+    """A connection to the supervisor."""
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        super().__init__(stream, _control_answer)
+
+    async def ask(self, request: AnyControl) -> AsyncIterator[AnyAnswer]:
+        """Asks, and yields every line up to and with the `result`; a `watch` yields until the connection ends."""
+        await self.send(request)
+        while True:
+            answer = await self.receive()
+            if isinstance(answer, Error):
+                raise_for(answer)
+            yield answer
+            if isinstance(answer, Result):
+                return
+
+    async def call(self, request: AnyControl) -> Result:
+        """Asks, and returns the `result`; progress on the way is dropped."""
+        async for answer in self.ask(request):
+            if isinstance(answer, Result):
+                return answer
+        raise ConnectionLost("the supervisor ended before it had answered")
+
+
+@asynccontextmanager
+async def connect_control(path: str | os.PathLike[str]) -> AsyncIterator[ControlConnection]:
+    """A connection to the supervisor, closed at the end of the block. Raises Refused when none listens there."""
+    try:
+        stream = await anyio.connect_unix(path)
+    except OSError as error:
+        raise Refused(f"no supervisor answers at {os.fspath(path)} ({_reason(error)})") from None
+    connection = ControlConnection(stream)
+    try:
+        yield connection
+    finally:
+        await connection.aclose()
+
+
+def _control_answer(line: bytes) -> Progress | Result | Snapshot | Transition | Gap | TeamEvent | Error:
+    try:
+        return parse_json(_decode_answer, line)
+    except ProtocolError as error:
+        raise WrongReply(f"the supervisor's answer cannot be read: {error.sentence}") from None
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without Python's own wording around it."""
+    causes = getattr(error.__cause__, "exceptions", None)
+    first = causes[0] if causes else error
+    return (first.strerror or str(first)).lower()
+
+
+__all__ = ["Connection", "ControlConnection", "Reply", "connect", "connect_control"]

@@ -1,0 +1,41 @@
+"""What every command shares: how `chorus` was called, and the configuration that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from supervisor.config import Loaded, load
+
+
+class Invocation(Struct, frozen=True, kw_only=True):
+    """The call, before any command: the click context's `obj`.
+
+    `flags` has dotted keys of the configuration (`gateway.port`), None for those that were not given.
+    `color` is auto, always or never.
+    """
+
+    config_file: Path | None = None
+    flags: dict[str, Any] = {}
+    environ: Mapping[str, str]
+    color: str = "auto"
+    debug: bool = False
+
+
+def invocation(ctx: click.Context) -> Invocation:
+    found = ctx.find_object(Invocation)
+    assert found is not None, "the main group sets ctx.obj"
+    return found
+
+
+def settings_of(ctx: click.Context) -> Loaded:
+    """The configuration, read once in each call of `chorus`. Raises ConfigError; the main group prints it."""
+    loaded = ctx.meta.get(__name__)
+    if not isinstance(loaded, Loaded):
+        call = invocation(ctx)
+        loaded = ctx.meta[__name__] = load(call.flags, call.config_file, call.environ)
+    return loaded

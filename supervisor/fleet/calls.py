@@ -1,0 +1,109 @@
+"""What the supervisor and the fork server say to each other: one JSON object a line on a UNIX socket.
+
+Every call is answered by one `Answered` with its number. `Exited` comes by itself. The first line of a connection is
+`Living`: what runs, what is held, and who ended while no supervisor was there to be told.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from protocol.settings import SpecialistConfig
+
+
+class Call(Struct, frozen=True, tag_field="call", kw_only=True):
+    number: int
+
+
+class Bind(Call, frozen=True, tag="bind", kw_only=True):
+    """Bind and hold a specialist's port; nothing happens when it is held already."""
+
+    name: str
+    addresses: list[str]
+    port: int
+
+
+class Release(Call, frozen=True, tag="release", kw_only=True):
+    """Close the listeners of a name."""
+
+    name: str
+
+
+class Lend(Call, frozen=True, tag="lend", kw_only=True):
+    """Send copies of a name's listeners along with the answer."""
+
+    name: str
+
+
+class Fork(Call, frozen=True, tag="fork", kw_only=True):
+    """Start a process for a specialist on the listeners of its name."""
+
+    config: SpecialistConfig
+
+
+class Signal(Call, frozen=True, tag="signal", kw_only=True):
+    """Signal a process that was forked here and has not been reaped: no other process can be hit."""
+
+    pid: int
+    signal: int
+    group: bool = False
+
+
+class Policy(Call, frozen=True, tag="policy", kw_only=True):
+    """What to do when the supervisor goes away without `quit`: keep everything, or stop everything."""
+
+    stop_without_supervisor: bool
+
+
+class Quit(Call, frozen=True, tag="quit", kw_only=True):
+    """End what still runs, by force, and exit."""
+
+
+AnyCall = Bind | Release | Lend | Fork | Signal | Policy | Quit
+
+
+class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=True, omit_defaults=True):
+    """The answer to a call. `error` with its errno where it failed; `listeners` is how many sockets come with it."""
+
+    number: int
+    pid: int | None = None
+    errno: int | None = None
+    error: str | None = None
+    listeners: int = 0
+
+
+class Exited(Struct, frozen=True, tag_field="report", tag="exited", kw_only=True):
+    """A process ended: with an exit code, or by a signal. `at` is a Unix time."""
+
+    name: str
+    pid: int
+    code: int | None
+    signal: int | None
+    at: float
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """A process that lives; `started` is a Unix time."""
+
+    name: str
+    pid: int
+    started: float
+    draining: bool = False
+
+
+class Living(Struct, frozen=True, tag_field="report", tag="living", kw_only=True):
+    pid: int
+    processes: list[Process]
+    held: list[str]
+    exits: list[Exited]
+
+
+AnyReport = Answered | Exited | Living
+
+decode_call = msgspec.json.Decoder(AnyCall).decode
+decode_report = msgspec.json.Decoder(AnyReport).decode
+
+
+def line(message: Struct) -> bytes:
+    return msgspec.json.encode(message) + b"\n"

@@ -1,0 +1,288 @@
+"""The process that holds every listening socket and is the parent of every specialist. No event loop, no policy.
+
+It outlives the supervisor: the next one connects to the same UNIX socket, is told what lives and who ended meanwhile, and
+goes on. It has the specialists' code loaded, so a fork answers a few milliseconds later, and it forks from its only thread:
+nothing that a child inherits can be half-way through something.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from daemon import listen, process
+from daemon.logs import start_logging
+from protocol.framing import LineBuffer
+from protocol.settings import SpecialistConfig
+from supervisor.fleet import calls
+from supervisor.fleet.calls import Answered, Exited, Living
+
+REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
+DESCRIPTORS = 65_536
+END_WITHIN = 10.0  # seconds that processes have when everything is stopped without a supervisor
+PR_SET_NAME = 15
+
+
+class ForkServer:
+    """The state of the fork server: who lives, what is held, whom to tell. One thread, one writer."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._supervisor: socket.socket | None = None
+        self._lines = LineBuffer(None)
+        self._listeners: dict[str, list[socket.socket]] = {}
+        self._processes: dict[int, calls.Process] = {}
+        self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
+        self._stop_without_supervisor = False
+        self._wakeup = _signals_into_pipe()
+
+    def run(self) -> NoReturn:
+        """Serves one supervisor after the other. Never returns."""
+        while True:
+            waiting = [self._listening, self._wakeup, *([self._supervisor] if self._supervisor else [])]
+            ready, _, _ = select.select(waiting, [], [])
+            if self._wakeup in ready:
+                self._take_signals()
+            if self._listening in ready:
+                self._meet(self._listening.accept()[0])
+            elif self._supervisor in ready:
+                self._hear()
+
+    # -- the supervisor ---------------------------------------------------------------------------------------------------
+
+    def _meet(self, supervisor: socket.socket) -> None:
+        """A new supervisor: the old one, if it is still connected, is superseded."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+        self._supervisor = supervisor
+        self._lines = LineBuffer(None)
+        exits = list(self._exits)
+        self._exits.clear()
+        held = list(self._listeners)
+        self._tell(Living(pid=os.getpid(), processes=list(self._processes.values()), held=held, exits=exits))
+
+    def _hear(self) -> None:
+        assert self._supervisor is not None
+        try:
+            data = self._supervisor.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._supervisor.close()
+            self._supervisor = None
+            if self._stop_without_supervisor:
+                self._end_everything()
+            return
+        self._lines.feed(data)
+        while (line := self._lines.next_line()) is not None:
+            self._obey(calls.decode_call(line))
+
+    def _obey(self, call: calls.AnyCall) -> None:
+        try:
+            match call:
+                case calls.Bind():
+                    if call.name not in self._listeners:
+                        self._listeners[call.name] = listen.bind(call.addresses, call.port)
+                    self._tell(Answered(number=call.number))
+                case calls.Release():
+                    for listener in self._listeners.pop(call.name, []):
+                        listener.close()
+                    self._tell(Answered(number=call.number))
+                case calls.Lend():
+                    self._lend(call)
+                case calls.Fork():
+                    pid = self._fork(call.config)
+                    self._tell(Answered(number=call.number, pid=pid))
+                case calls.Signal():
+                    self._signal(call)
+                    self._tell(Answered(number=call.number))
+                case calls.Policy():
+                    self._stop_without_supervisor = call.stop_without_supervisor
+                    self._tell(Answered(number=call.number))
+                case calls.Quit():
+                    self._kill_all()
+                    self._tell(Answered(number=call.number))
+                    os._exit(0)
+        except OSError as error:
+            self._tell(Answered(number=call.number, errno=error.errno, error=error.strerror or str(error)))
+
+    def _tell(self, report: calls.AnyReport) -> None:
+        if self._supervisor is None:
+            if isinstance(report, Exited):
+                self._exits.append(report)
+            return
+        try:
+            self._supervisor.sendall(calls.line(report))
+        except OSError:
+            if isinstance(report, Exited):
+                self._exits.append(report)
+
+    def _lend(self, call: calls.Lend) -> None:
+        listeners = self._listeners.get(call.name, [])
+        answer = calls.line(Answered(number=call.number, listeners=len(listeners)))
+        assert self._supervisor is not None
+        socket.send_fds(self._supervisor, [answer], [listener.fileno() for listener in listeners])
+
+    # -- processes ----------------------------------------------------------------------------------------------------------
+
+    def _fork(self, config: SpecialistConfig) -> int:
+        listeners = self._listeners.get(config.name)
+        if listeners is None:
+            raise OSError(0, f"the port of {config.name} is not bound")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._become(config, listeners)
+        self._processes[pid] = calls.Process(name=config.name, pid=pid, started=time.time())
+        return pid
+
+    def _become(self, config: SpecialistConfig, listeners: list[socket.socket]) -> NoReturn:
+        """In the child: leaves behind what is the fork server's, and is a specialist until the end."""
+        code = 1
+        try:
+            os.setsid()  # signals to the group of one specialist reach nobody else
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            for held in (self._listening, self._supervisor, self._wakeup):
+                if held is not None:
+                    held.close()
+            for name, others in self._listeners.items():
+                if name != config.name:
+                    for other in others:
+                        other.close()
+            name_process(f"chorus: {config.name} [{config.port}]")
+            log_dir = Path(config.log_dir) if config.log_dir else None
+            if log_dir is not None:
+                redirect_output(log_dir / f"{config.name}.out")
+            start_logging(config.name, log_dir, os.environ)
+            process.run(config, listeners)
+            code = 0
+        except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _signal(self, call: calls.Signal) -> None:
+        # Only what has not been reaped is signalled: until then its number cannot belong to anybody else.
+        if call.pid not in self._processes:
+            raise ProcessLookupError(3, f"no process {call.pid} of ours")
+        (os.killpg if call.group else os.kill)(call.pid, call.signal)
+        if call.signal == signal.SIGUSR1:
+            known = self._processes[call.pid]
+            self._processes[call.pid] = calls.Process(
+                name=known.name, pid=known.pid, started=known.started, draining=True
+            )
+
+    def _take_signals(self) -> None:
+        numbers = set(os.read(self._wakeup.fileno(), 4096))
+        self._reap()
+        if signal.SIGTERM in numbers:
+            self._end_everything()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            known = self._processes.pop(pid, None)
+            if known is not None:
+                code = os.waitstatus_to_exitcode(status)
+                self._tell(
+                    Exited(
+                        name=known.name,
+                        pid=pid,
+                        code=code if code >= 0 else None,
+                        signal=-code if code < 0 else None,
+                        at=time.time(),
+                    )
+                )
+
+    def _end_everything(self) -> NoReturn:
+        """Asks every process to end, ends by force what does not, and exits."""
+        for pid in self._processes:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + END_WITHIN
+        while self._processes and (left := deadline - time.monotonic()) > 0:
+            select.select([self._wakeup], [], [], left)
+            os.read(self._wakeup.fileno(), 4096)
+            self._reap()
+        self._kill_all()
+        os._exit(0)
+
+    def _kill_all(self) -> None:
+        for pid in self._processes:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has not made its group yet, or is a zombie: it goes with us
+
+
+def main(listening: socket.socket, log_dir: Path) -> NoReturn:
+    """Is the fork server from here on; `listening` is the UNIX socket that supervisors connect to."""
+    os.setsid()  # Ctrl-C in the supervisor's terminal is not ours
+    name_process("chorus: fork server")
+    redirect_output(log_dir / "forkserver.out")
+    raise_descriptor_limit()
+    # What is loaded by now is shared with every child until somebody writes to it; the collector must not.
+    gc.collect()
+    gc.freeze()
+    ForkServer(listening).run()
+
+
+def name_process(title: str) -> None:
+    """What ps and top show."""
+    setproctitle(title)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, title.removeprefix("chorus: ").encode()[:15], 0, 0, 0)
+
+
+def redirect_output(path: Path) -> None:
+    """Standard output and error to the end of a file: a pipe would kill us when its reader dies."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(nothing)
+    os.close(out)
+
+
+def raise_descriptor_limit() -> None:
+    """Room for limits.connections in every child."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _signals_into_pipe() -> socket.socket:
+    """Signals become bytes that select sees; INT and HUP are for whoever sits at a terminal, not for us."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(True)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach())
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    return ours

@@ -1,0 +1,55 @@
+"""Starting the fork server: off the supervisor itself, before it has loaded anything heavy, so that both load in parallel."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+
+def launch(path: Path, log_dir: Path, leave: tuple[int, ...] = ()) -> int:
+    """Forks the fork server and returns its pid; connections to `path` wait for it when this returns.
+
+    `leave` are descriptors that are the caller's alone, such as its lock. Call it before any thread or event loop exists.
+    The child never returns from here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(os.fspath(path))
+    path.chmod(0o600)
+    listening.listen(4)
+    pid = os.fork()
+    if pid:
+        listening.close()
+        return pid
+    try:
+        for descriptor in leave:
+            os.close(descriptor)
+        from supervisor.fleet import forkserver
+
+        forkserver.main(listening, log_dir)
+    except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
+
+
+def is_running(path: Path) -> bool:
+    """Whether a fork server listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
+
+
+def _main() -> None:
+    """`python -m supervisor.fleet.launch SOCKET LOGS`: the fork server as a process of its own."""
+    launch(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    _main()

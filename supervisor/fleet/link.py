@@ -1,0 +1,138 @@
+"""The supervisor's end of the connection to the fork server."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from protocol.framing import LineBuffer
+from protocol.settings import SpecialistConfig
+from supervisor.errors import CannotBind, ForkServerLost
+from supervisor.fleet import calls
+from supervisor.fleet.calls import Answered, Exited, Living
+
+logger = logging.getLogger("chorus.supervisor")
+
+
+class _Pending:
+    """A call that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.answer: Answered | None = None
+        self.sockets: list[socket.socket] = []
+
+
+class Link:
+    """Calls to the fork server. `on_exit` hears of every process that ends; `lost` is set when the fork server is gone."""
+
+    def __init__(self, stream: anyio.abc.UNIXSocketStream, on_exit: Callable[[Exited], None]) -> None:
+        self._stream = stream
+        self._on_exit = on_exit
+        self._lines = LineBuffer(None)
+        self._fds: deque[int] = deque()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self.lost = anyio.Event()
+        self.living: Living | None = None
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[Living] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Reads until the fork server is gone. Started when it has said what lives."""
+        try:
+            while True:
+                data, fds = await self._stream.receive_fds(65536, 32)
+                self._fds.extend(fds)
+                self._lines.feed(data)
+                while (line := self._lines.next_line()) is not None:
+                    report = calls.decode_report(line)
+                    if isinstance(report, Living):
+                        self.living = report
+                        task_status.started(report)
+                    else:
+                        self._take(report)
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            self.lost.set()
+            for pending in self._pending.values():
+                pending.answered.set()
+
+    async def bind(self, name: str, addresses: list[str], port: int) -> None:
+        """Binds and holds a port; raises CannotBind."""
+        await self._call(lambda number: calls.Bind(number=number, name=name, addresses=addresses, port=port))
+
+    async def release(self, name: str) -> None:
+        """Closes a name's listeners in the fork server; processes that have them keep them."""
+        await self._call(lambda number: calls.Release(number=number, name=name))
+
+    async def lend(self, name: str) -> list[socket.socket]:
+        """Copies of a name's listeners; the caller closes them."""
+        pending = await self._call(lambda number: calls.Lend(number=number, name=name))
+        return pending.sockets
+
+    async def fork(self, config: SpecialistConfig) -> int:
+        """Starts a specialist's process and returns its pid."""
+        pending = await self._call(lambda number: calls.Fork(number=number, config=config))
+        assert pending.answer is not None
+        assert pending.answer.pid is not None
+        return pending.answer.pid
+
+    async def signal(self, pid: int, number: int, *, group: bool = False) -> bool:
+        """Signals a process of ours; False when it is gone already."""
+        try:
+            await self._call(lambda call: calls.Signal(number=call, pid=pid, signal=number, group=group))
+        except CannotBind:
+            return False
+        return True
+
+    async def policy(self, *, stop_without_supervisor: bool) -> None:
+        await self._call(lambda number: calls.Policy(number=number, stop_without_supervisor=stop_without_supervisor))
+
+    async def quit(self) -> None:
+        """Ends the fork server and, by force, what still runs."""
+        try:
+            await self._call(lambda number: calls.Quit(number=number))
+        except ForkServerLost:
+            pass  # that is what was asked
+
+    def _take(self, report: Answered | Exited) -> None:
+        if isinstance(report, Exited):
+            self._on_exit(report)
+            return
+        pending = self._pending.pop(report.number)
+        pending.answer = report
+        pending.sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(report.listeners)]
+        pending.answered.set()
+
+    async def _call(self, make: Callable[[int], calls.AnyCall]) -> _Pending:
+        number = next(self._numbers)
+        pending = self._pending[number] = _Pending()
+        try:
+            await self._stream.send(calls.line(make(number)))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self.lost.set()
+        if not self.lost.is_set():
+            await pending.answered.wait()
+        if pending.answer is None:
+            raise ForkServerLost("the process that holds the specialists' sockets is gone")
+        if pending.answer.error is not None:
+            raise CannotBind(pending.answer.errno or 0, pending.answer.error)
+        return pending
+
+
+@asynccontextmanager
+async def connected(path: Path, on_exit: Callable[[Exited], None]) -> AsyncIterator[Link]:
+    """A connection to the fork server that listens at `path`, closed at the end of the block."""
+    try:
+        stream = await anyio.connect_unix(os.fspath(path))
+    except OSError as error:
+        raise ForkServerLost(f"no fork server answers at {path} ({error.strerror})") from None
+    async with stream:
+        yield Link(stream, on_exit)

@@ -1,0 +1,36 @@
+"""What the supervisor adds to a specialist's own log: start, exit, the reason of a kill. Nothing else of the log is ours."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+logger = logging.getLogger("chorus.supervisor")
+
+RAW_OUTPUT_LIMIT = 1_048_576  # bytes of a process's own stdout and stderr that are kept
+
+
+class Marks:
+    """Appends lines to `<logs>/<name>.log`, in the form of its other lines."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+
+    def write(self, name: str, text: str) -> None:
+        """One line. A disk that is full must not stop a restart."""
+        now = time.time()
+        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(now))}.{int(now % 1 * 1000):03d}"
+        line = text.replace("\n", "\\n")
+        try:
+            with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
+                log.write(f"{stamp} INFO {name}: [supervisor] {line}\n")
+            self._cap(self._logs / f"{name}.out")
+        except OSError as error:
+            logger.error("cannot write to the log of %s: %s", name, error)
+
+    def _cap(self, raw: Path) -> None:
+        """Keeps the newer half of raw output that grew over its limit. Its writers append, so they go on behind it."""
+        if raw.exists() and raw.stat().st_size > RAW_OUTPUT_LIMIT:
+            kept = raw.read_bytes()[-RAW_OUTPUT_LIMIT // 2 :]
+            raw.write_bytes(kept)

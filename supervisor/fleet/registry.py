@@ -1,0 +1,194 @@
+"""Who exists, where, and how they are. One writer for each specialist: its keeper.
+
+Readers get a snapshot and then every change, or an explicit gap. The registry is also written to disk, so that `status` has
+something to say when the supervisor is down and the next supervisor knows what went before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from protocol.control import (
+    BackendStatus,
+    GatewayStatus,
+    Gap,
+    Snapshot,
+    SpecialistStatus,
+    StatusReport,
+    SupervisorStatus,
+    Transition,
+)
+
+logger = logging.getLogger("chorus.supervisor")
+
+WATCHER_BACKLOG = 1024  # changes a watcher may be behind before it is told of a gap
+JOURNAL_AFTER = 0.05  # seconds in which changes are gathered into one write
+
+
+class Registry:
+    """The state of the team. A specialist's `uptime` is held as the Unix time of its start until it is reported."""
+
+    def __init__(self, journal: Path, specialists: list[SpecialistStatus], backend: BackendStatus) -> None:
+        self.journal = journal
+        self._specialists = {one.name: one for one in specialists}
+        self._backend = backend
+        self._notices: list[str] = []
+        self._born = time.time()
+        self._seq = 0
+        self._state = "running"
+        self._watchers: list[_Watcher] = []
+        self._dirty = anyio.Event()
+        self._changed = anyio.Event()
+
+    def __getitem__(self, name: str) -> SpecialistStatus:
+        return self._specialists[name]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._specialists)
+
+    def report(self, names: list[str] | None = None) -> StatusReport:
+        """Everything at this moment, or some of the specialists."""
+        now = time.time()
+        chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
+        return StatusReport(
+            supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state),
+            gateway=GatewayStatus(url=None, state="disabled", pid=None),
+            backend=self._backend,
+            specialists=[_aged(one, now) for one in chosen],
+            notices=self._notices,
+        )
+
+    def note(self, name: str, **fields: Any) -> None:
+        """Takes figures that are no change of state."""
+        self._specialists[name] = msgspec.structs.replace(self._specialists[name], **fields)
+
+    def move(self, name: str, to: str, cause: str, **fields: Any) -> None:
+        """Takes a change of state: journalled, and told to everybody who watches."""
+        before = self._specialists[name]
+        now = time.time()
+        since = now if before.state != to else before.since
+        self._specialists[name] = msgspec.structs.replace(before, state=to, since=since, **fields)
+        self._seq += 1
+        transition = Transition(
+            seq=self._seq,
+            name=name,
+            from_=before.state,
+            to=to,
+            cause=cause,
+            at=now,
+            pid=self._specialists[name].pid,
+        )
+        for watcher in self._watchers:
+            watcher.tell(transition)
+        self._touch()
+
+    def set_backend(self, backend: BackendStatus) -> None:
+        self._backend = backend
+
+    def set_notices(self, notices: list[str]) -> None:
+        self._notices = notices
+
+    def set_state(self, state: str) -> None:
+        """The supervisor's own state: running or stopping."""
+        self._state = state
+        self._touch()
+
+    async def wait_for(self, holds: Callable[[], bool]) -> None:
+        """Returns when the condition holds; it is looked at after every change."""
+        while not holds():
+            await self._changed.wait()
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Snapshot | Transition | Gap]]:
+        """A snapshot, then every change from there on."""
+        watcher = _Watcher(self)
+        self._watchers.append(watcher)
+        try:
+            yield watcher.changes()
+        finally:
+            self._watchers.remove(watcher)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(seq=self._seq, status=self.report())
+
+    async def run(self) -> None:
+        """Writes the journal after changes, until cancelled; then once more."""
+        try:
+            while True:
+                await self._dirty.wait()
+                await anyio.sleep(JOURNAL_AFTER)
+                self._dirty = anyio.Event()
+                self.write()
+        finally:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the journal now. A disk that fails is logged, and the team goes on."""
+        waiting = self.journal.with_suffix(".new")
+        try:
+            self.journal.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            waiting.write_bytes(msgspec.json.encode(self.report()))
+            waiting.replace(self.journal)
+        except OSError as error:
+            logger.error("cannot write the registry to %s: %s", self.journal, error)
+
+    def _touch(self) -> None:
+        self._dirty.set()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class _Watcher:
+    """One reader of changes. Slow ones are told how many they missed and are given a new snapshot."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._missed = 0
+        self._send: MemoryObjectSendStream[Transition]
+        self._receive: MemoryObjectReceiveStream[Transition]
+        self._send, self._receive = anyio.create_memory_object_stream[Transition](WATCHER_BACKLOG)
+
+    def tell(self, transition: Transition) -> None:
+        try:
+            self._send.send_nowait(transition)
+        except anyio.WouldBlock:
+            self._missed += 1
+
+    async def changes(self) -> AsyncIterator[Snapshot | Transition | Gap]:
+        with self._send, self._receive:
+            yield self._registry.snapshot()
+            while True:
+                if self._missed and not self._receive.statistics().current_buffer_used:
+                    missed, self._missed = self._missed, 0
+                    yield Gap(missed=missed)
+                    yield self._registry.snapshot()
+                yield await self._receive.receive()
+
+
+def read_journal(journal: Path) -> StatusReport | None:
+    """What the last supervisor wrote, or None where there is nothing that can be read."""
+    try:
+        return msgspec.json.decode(journal.read_bytes(), type=StatusReport)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _aged(one: SpecialistStatus, now: float) -> SpecialistStatus:
+    """With its uptime, which is kept as the Unix time of its start."""
+    if one.uptime is None:
+        return one
+    return msgspec.structs.replace(one, uptime=round(max(0.0, now - one.uptime), 3))
+
+

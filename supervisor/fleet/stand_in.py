@@ -1,0 +1,86 @@
+"""Answers in the place of a specialist that cannot: nobody waits behind a port for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable
+
+import anyio
+import msgspec
+
+from protocol.codec import encode, error_reply
+from protocol.errors import Unavailable
+from protocol.messages import RequestId
+
+FIRST_LINE_WITHIN = 1.0  # seconds; then the answer goes out whatever was asked
+LAST_WORDS = 0.5  # seconds for the caller to read it before the connection is closed for good
+MOST = 256  # connections at a time; the rest wait in the backlog
+_HTTP = re.compile(rb"^[A-Z]+ \S+ HTTP/")
+
+
+class _Head(msgspec.Struct):
+    request_id: RequestId | None = None
+
+
+async def stand_in(listeners: list[socket.socket], ai_id: str, say: Callable[[], Unavailable]) -> None:
+    """Answers everybody who connects with `say()`, until cancelled. Closes the listeners."""
+    places = asyncio.Semaphore(MOST)
+
+    async def accept(listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        while True:
+            await places.acquire()
+            try:
+                caller, _ = await loop.sock_accept(listener)
+            except OSError:
+                # Out of descriptors, or aborted before it was accepted: the next one may go well.
+                places.release()
+                await anyio.sleep(0.1)
+                continue
+            answering.start_soon(answer, caller)
+
+    async def answer(caller: socket.socket) -> None:
+        try:
+            with caller:
+                await _answer(caller, ai_id, say())
+        except OSError:
+            pass  # gone before it was told
+        finally:
+            places.release()
+
+    try:
+        async with anyio.create_task_group() as answering:
+            for listener in listeners:
+                answering.start_soon(accept, listener)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+async def _answer(caller: socket.socket, ai_id: str, error: Unavailable) -> None:
+    loop = asyncio.get_running_loop()
+    caller.setblocking(False)
+    asked = b""
+    with anyio.move_on_after(FIRST_LINE_WITHIN):
+        while b"\n" not in asked and len(asked) < 65536 and (data := await loop.sock_recv(caller, 65536)):
+            asked += data
+    await loop.sock_sendall(caller, _said(asked.split(b"\n", 1)[0], ai_id, error))
+    caller.shutdown(socket.SHUT_WR)
+    with anyio.move_on_after(LAST_WORDS):
+        while await loop.sock_recv(caller, 65536):
+            pass
+
+
+def _said(line: bytes, ai_id: str, error: Unavailable) -> bytes:
+    if line.lstrip().startswith(b"{"):
+        try:
+            request_id = msgspec.json.decode(line, type=_Head).request_id
+        except msgspec.MsgspecError:
+            request_id = None
+        return encode(error_reply(error, request_id, ai_id))
+    if _HTTP.match(line):
+        return b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    return f"error: {error.sentence}\n".encode()
