@@ -149,7 +149,9 @@ class Conversation(asyncio.Protocol):
         """Sends one JSON line."""
         self.write(encode(reply))
 
-    def refuse(self, error: ProtocolError, request_id: str | int | None = None, *, plain: bool = False) -> None:
+    def refuse(
+        self, error: ProtocolError, request_id: str | int | None = None, *, plain: bool = False
+    ) -> None:
         """Answers with an error at once, in the caller's dialect."""
         if plain:
             self.write(f"error: {error.sentence}\n".encode(errors="replace"))
@@ -199,8 +201,9 @@ class Conversation(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
-        if self._ended:
-            self._transport.close()  # flushes; nothing more can come in
+        if self._ended or (self.server.stopping and self._kind is Kind.PROGRAM):
+            # Nothing more can come in; and a program that keeps its connection open between questions would not notice.
+            self._transport.close()  # flushes
             return
         if self._paused:
             self._transport.resume_reading()
@@ -265,7 +268,9 @@ class Conversation(asyncio.Protocol):
             self.abort()
             return False
         if isinstance(owner, peer.Owner) and not self.server.may_speak(owner.uid):
-            error = Forbidden(f"user {owner.uid} of this machine may not talk to this team: its owner can add allow_users")
+            error = Forbidden(
+                f"user {owner.uid} of this machine may not talk to this team: its owner can add allow_users"
+            )
             self.refuse(error, plain=not _is_json(line))
             self.finish()
             return False
@@ -357,7 +362,8 @@ class Conversation(asyncio.Protocol):
         if self._kind is None:
             return max(0.001, self._accepted + SILENT_LIMIT - self._loop.time())
         if self._piped:
-            return self._kind.value
+            rest: float | None = self._kind.value
+            return rest
         return None if self._kind is Kind.PROGRAM else IDLE_LIMIT
 
     def _tire(self) -> None:

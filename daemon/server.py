@@ -12,8 +12,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
-from typing import TypeVarTuple, Unpack
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVarTuple, Unpack
 
 import anyio
 import anyio.abc
@@ -44,7 +44,9 @@ class Server:
         self.stopping = False
         self._users = {os.getuid(), ROOT, *specialist.config.allowed_uids}
         self._conversations: set[Conversation] = set()
-        self._unspoken: dict[Conversation, None] = {}  # in the order of their accept: the longest idle one is first
+        self._unspoken: dict[
+            Conversation, None
+        ] = {}  # in the order of their accept: the longest idle one is first
         self._emptied = asyncio.Event()
         self._group: anyio.abc.TaskGroup | None = None
 
@@ -67,7 +69,7 @@ class Server:
 
     # -- for the conversations ------------------------------------------------------------------------------------------
 
-    def start(self, work: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+    def start(self, work: Callable[[Unpack[Args]], Coroutine[Any, Any, None]], *args: Unpack[Args]) -> None:
         """Runs a request in the server's own task group, which outlives every conversation."""
         assert self._group is not None
         self._group.start_soon(work, *args)
@@ -91,7 +93,9 @@ class Server:
         return uid in self._users
 
     def full(self) -> Busy:
-        sentence = f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
+        sentence = (
+            f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
+        )
         return Busy(sentence, retry_after=1.0)
 
     def log_failure(self, what: str) -> str:

@@ -127,7 +127,13 @@ class Sessions:
         )
 
     def _add(
-        self, connection: sqlite3.Connection, session_id: str, question: Said, answer: Said, model: str, done_reason: str
+        self,
+        connection: sqlite3.Connection,
+        session_id: str,
+        question: Said,
+        answer: Said,
+        model: str,
+        done_reason: str,
     ) -> None:
         rows: list[tuple[Any, ...]] = [
             (session_id, "user", question.text, question.at, None, None),
@@ -136,7 +142,8 @@ class Sessions:
         connection.execute("begin immediate")
         try:
             connection.executemany(
-                "insert into turn (session_id, role, content, at, model, done_reason) values (?, ?, ?, ?, ?, ?)", rows
+                "insert into turn (session_id, role, content, at, model, done_reason) values (?, ?, ?, ?, ?, ?)",
+                rows,
             )
             connection.execute("commit")
         except sqlite3.Error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -17,10 +17,10 @@ import anyio.abc
 import msgspec
 
 from protocol.codec import decode_reply, encode, parse_json, raise_for
-from protocol.control import AnyAnswer, AnyControl, Gap, Progress, Result, Snapshot, TeamEvent, Transition
+from protocol.control import AnyAnswer, AnyControl, Result
 from protocol.control import decode_answer as _decode_answer
 from protocol.errors import ConnectionLost, ProtocolError, Refused, SelfConnection, WrongReply
-from protocol.exchange import Exchange
+from protocol.exchange import OVER, Exchange
 from protocol.framing import LineBuffer
 from protocol.messages import AnyReply, AnyRequest, Cancel, Cancelled, Error, Reply
 
@@ -74,7 +74,7 @@ class Connection(Lines[AnyReply]):
         self._numbers = itertools.count(1)
         self._open: str | int | None = None  # the request_id that is under way
 
-    async def ask(self, request: AnyRequest) -> AsyncIterator[AnyReply]:
+    async def ask(self, request: AnyRequest) -> AsyncGenerator[AnyReply]:
         """Asks, and yields every reply up to the last one.
 
         Raises what an `error` or `stream_error` stands for, WrongReply when the peer breaks the protocol, ConnectionLost.
@@ -84,7 +84,7 @@ class Connection(Lines[AnyReply]):
         self._open = request.request_id
         await self.send(request)
         exchange = Exchange()
-        while not exchange.over:
+        while exchange.state not in OVER:
             reply = await self.receive()
             if reply.request_id != request.request_id:
                 if isinstance(reply, Cancelled):
@@ -92,7 +92,7 @@ class Connection(Lines[AnyReply]):
                 if not isinstance(reply, Error):
                     raise WrongReply(f"an answer to request {reply.request_id!r} came, which nobody asked")
             exchange.advance(reply)
-            if exchange.over:
+            if exchange.state in OVER:
                 self._open = None
             raise_for(reply)
             yield reply
@@ -145,7 +145,7 @@ class ControlConnection(Lines[AnyAnswer]):
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
         super().__init__(stream, _control_answer)
 
-    async def ask(self, request: AnyControl) -> AsyncIterator[AnyAnswer]:
+    async def ask(self, request: AnyControl) -> AsyncGenerator[AnyAnswer]:
         """Asks, and yields every line up to and with the `result`; a `watch` yields until the connection ends."""
         await self.send(request)
         while True:
@@ -178,9 +178,10 @@ async def connect_control(path: str | os.PathLike[str]) -> AsyncIterator[Control
         await connection.aclose()
 
 
-def _control_answer(line: bytes) -> Progress | Result | Snapshot | Transition | Gap | TeamEvent | Error:
+def _control_answer(line: bytes) -> AnyAnswer:
     try:
-        return parse_json(_decode_answer, line)
+        answer: AnyAnswer = parse_json(_decode_answer, line)
+        return answer
     except ProtocolError as error:
         raise WrongReply(f"the supervisor's answer cannot be read: {error.sentence}") from None
 

@@ -75,7 +75,9 @@ class LineTooLong(CallerError):
 
     @classmethod
     def over(cls, limit: int, start: bytes = b"") -> Self:
-        error = cls(f"the line is longer than {limit} bytes and was thrown away: send less, or raise limits.max_line_bytes")
+        error = cls(
+            f"the line is longer than {limit} bytes and was thrown away: send less, or raise limits.max_line_bytes"
+        )
         error.start = start
         return error
 
@@ -165,9 +167,7 @@ class WrongReply(PeerError):
 
 
 BY_CODE: dict[str, type[ProtocolError]] = {
-    cls.code: cls
-    for family in (CallerError, HouseError, ModelServerError)
-    for cls in family.__subclasses__()
+    cls.code: cls for family in (CallerError, HouseError, ModelServerError) for cls in family.__subclasses__()
 }
 
 

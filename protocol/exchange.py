@@ -52,6 +52,8 @@ STEPS: dict[tuple[State, Event], State] = {
     (State.STREAMING, Event.BROKEN): State.FAILED,
 }
 
+OVER = frozenset({State.DONE, State.FAILED})
+
 _EVENTS: dict[type[Reply], Event] = {
     Error: Event.REFUSED,
     StreamStart: Event.START,

@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -45,7 +44,9 @@ WRITE_WITHIN = 30.0  # seconds a client has to take a line
 class Fleet:
     """The keepers and what can be asked of them together. `stop` set means that the supervisor goes down."""
 
-    def __init__(self, registry: Registry, keepers: dict[str, Keeper], stop: anyio.Event, loaded: Loaded) -> None:
+    def __init__(
+        self, registry: Registry, keepers: dict[str, Keeper], stop: anyio.Event, loaded: Loaded
+    ) -> None:
         self.registry = registry
         self.keepers = keepers
         self.stop = stop
@@ -117,7 +118,9 @@ class Fleet:
             took = round((anyio.current_time() - began) * 1000, 1)
             down_ms = took if isinstance(request, messages.Restart) else None
             return Outcome(name, old_pid=old, new_pid=keeper.pid, down_ms=down_ms, error=error)
-        return Outcome(name, old_pid=old, new_pid=keeper.pid, error=f"still {keeper.state.value}: see chorus status")
+        return Outcome(
+            name, old_pid=old, new_pid=keeper.pid, error=f"still {keeper.state.value}: see chorus status"
+        )
 
     async def _outcome(self, request: messages.Named, keeper: Keeper, old: int | None) -> str | None:
         """Waits until a command is carried out; returns why it cannot be, or None."""
@@ -127,7 +130,9 @@ class Fleet:
         if isinstance(request, messages.Drain):
             if keeper.pid is None:
                 return f"{keeper.name} is not running"
-            await self.registry.wait_for(lambda: keeper.state is not State.READY and keeper.state is not State.DEGRADED)
+            await self.registry.wait_for(
+                lambda: keeper.state is not State.READY and keeper.state is not State.DEGRADED
+            )
             return None if keeper.state is State.DRAINING else f"{keeper.name} is {keeper.state.value}"
 
         def settled() -> bool:
@@ -142,7 +147,9 @@ class Fleet:
         return f"{status.last_error or keeper.state.value}; {status.remedy or 'see chorus status'}"
 
     def _setback(self, keeper: Keeper) -> bool:
-        return keeper.state is State.FAILED or (keeper.state is State.BACKING_OFF and keeper.due_in() > SETBACK)
+        return keeper.state is State.FAILED or (
+            keeper.state is State.BACKING_OFF and keeper.due_in() > SETBACK
+        )
 
 
 class Control:
@@ -180,7 +187,9 @@ class _Caller:
 
     async def serve(self) -> None:
         if not self._is_allowed():
-            await self._send(error_reply(Forbidden("this team belongs to another user of this machine"), None, None))
+            await self._send(
+                error_reply(Forbidden("this team belongs to another user of this machine"), None, None)
+            )
             return
         while True:
             try:
@@ -211,7 +220,9 @@ class _Caller:
         match request:
             case messages.Status():
                 report = fleet.registry.report(fleet.resolve(request.names))
-                await self._send(Result(request_id=request.request_id, ok=True, changed=[], failed=[], status=report))
+                await self._send(
+                    Result(request_id=request.request_id, ok=True, changed=[], failed=[], status=report)
+                )
             case messages.Watch():
                 await self._watch(request)
             case messages.Shutdown():
@@ -232,16 +243,18 @@ class _Caller:
                 await self._result(request, outcomes)
 
     async def _watch(self, request: messages.Watch) -> None:
-        async with self._fleet.registry.watch() as changes:
-            async for change in changes:
+        async with self._fleet.registry.watch() as watcher:
+            async for change in watcher.changes():
                 await self._send(msgspec.structs.replace(change, request_id=request.request_id))
 
-    async def _with_progress(self, request: Request, names: list[str], work: Callable[[], Awaitable[object]]) -> None:
+    async def _with_progress(
+        self, request: Request, names: list[str], work: Callable[[], Awaitable[object]]
+    ) -> None:
         """Does the work while its transitions are told."""
-        async with self._fleet.registry.watch() as changes, anyio.create_task_group() as group:
+        async with self._fleet.registry.watch() as watcher, anyio.create_task_group() as group:
 
             async def tell() -> None:
-                async for change in changes:
+                async for change in watcher.changes():
                     if isinstance(change, messages.Transition) and change.name in names:
                         await self._send(
                             Progress(
@@ -257,7 +270,7 @@ class _Caller:
             group.start_soon(tell)
             await anyio.sleep(0)  # so that the snapshot is taken before the work begins
             await work()
-            group.cancel_scope.cancel()
+            watcher.stop()  # what happened before this is still told
 
     async def _team_chat(self, request: messages.TeamChat) -> None:
         fleet = self._fleet
@@ -265,11 +278,16 @@ class _Caller:
         try:
             fleet.team_chats.acquire_nowait()
         except anyio.WouldBlock:
-            raise Busy(f"{TEAM_CHATS} team chats are under way: ask the specialists yourself, or wait", retry_after=1.0) from None
+            raise Busy(
+                f"{TEAM_CHATS} team chats are under way: ask the specialists yourself, or wait",
+                retry_after=1.0,
+            ) from None
         try:
             members = [_member(fleet.registry[name]) for name in names]
-            question = TeamQuestion(content=request.content, timeout=request.timeout, deadline=request.deadline)
-            async with aclosing(ask_team(members, question)) as events:
+            question = TeamQuestion(
+                content=request.content, timeout=request.timeout, deadline=request.deadline
+            )
+            async with ask_team(members, question) as events:
                 async for event in events:
                     await self._send(
                         messages.TeamEvent(request_id=request.request_id, event=msgspec.to_builtins(event))
@@ -314,8 +332,12 @@ def _decode(line: bytes) -> Request:
     decode = decoders.get(head.type or "")
     if decode is None:
         known = ", ".join(CONTROL_TYPES)
-        error = UnknownType(f"unknown type {head.type!r}: known are {known}") if head.type else BadRequest("type: missing")
-        raise BadLine(error, head.request_id)
+        reason = (
+            UnknownType(f"unknown type {head.type!r}: known are {known}")
+            if head.type
+            else BadRequest("type: missing")
+        )
+        raise BadLine(reason, head.request_id)
     try:
         return parse_json(decode, line)
     except ProtocolError as error:

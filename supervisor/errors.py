@@ -1,9 +1,9 @@
 """What can go wrong on the supervisor's side; each says what to do.
 
-    SupervisorError
-    ├── AlreadyRunning      another supervisor holds the state folder
-    ├── ForkServerLost      the process that holds the sockets is gone
-    └── CannotBind          a port could not be bound
+SupervisorError
+├── AlreadyRunning      another supervisor holds the state folder
+├── ForkServerLost      the process that holds the sockets is gone
+└── CannotBind          a port could not be bound
 """
 
 from __future__ import annotations

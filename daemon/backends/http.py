@@ -23,6 +23,8 @@ from protocol.errors import (
 # What an HTTP exchange raises. HttpProcessingError is no ClientError, and comes out of garbage between two chunks;
 # ValueError is a host that cannot be encoded, or a body that cannot be decoded.
 FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, TimeoutError, ValueError)
+# The other side closed a connection that there was.
+CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 # What decoding a line or a body raises.
 UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
@@ -82,7 +84,7 @@ def unreachable(error: BaseException, server: Server) -> BackendDown:
         )
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | UnicodeError):
         return BackendDown(f"{server.url} is not the address of a model server: correct backend.url")
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
+    if isinstance(error, CLOSED):
         return BackendDown(
             f"the model server at {server.url} closed the connection before it answered: see its log, then ask again"
         )

@@ -276,6 +276,8 @@ class Ollama:
 
     def failed(self, call: Call, error: ProtocolError) -> None:
         self._models.gone(call.model)
-        if isinstance(error, BackendDown) or (isinstance(error, ModelMissing) and full_name(call.model) == full_name(self.model)):
+        if isinstance(error, BackendDown) or (
+            isinstance(error, ModelMissing) and full_name(call.model) == full_name(self.model)
+        ):
             self._note(error)
         self._watch.ask()

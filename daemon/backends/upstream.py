@@ -146,11 +146,7 @@ class Upstream:
             except FOREIGN as error:
                 # A connection kept from an earlier answer may have been closed by the server at this very moment:
                 # that says nothing about the server, so the question is asked once more.
-                if (
-                    seen.reused
-                    and not last
-                    and isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError)
-                ):
+                if seen.reused and not last and isinstance(error, http.CLOSED):
                     continue
                 raise http.unreachable(error, self.server) from None
         if response.status == 200:
@@ -183,5 +179,5 @@ async def _refusal(response: aiohttp.ClientResponse) -> Refusal:
         pass
     finally:
         response.close()
-    text = http.said_by(body) or (response.reason or "")
+    text = http.said_by(body)
     return Refusal(response.status, text, http.retry_after(response.headers.get("Retry-After")))

@@ -1,1 +1,5 @@
 """The command line."""
+
+from supervisor.cli.main import main
+
+__all__ = ["main"]

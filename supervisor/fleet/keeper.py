@@ -175,6 +175,7 @@ class Keeper:
         if self.state in RUNNING:
             assert self.pid is not None
             self._step(Event.STOP, cause)
+            self._stop_watching()
             await self._end(self.pid, grace)
         elif self.state is State.STOPPING and self.pid is not None and grace is not None:
             await self._end(self.pid, grace)
@@ -299,7 +300,9 @@ class Keeper:
             return
         delay = restart.next_delay(self._record, random.random())
         if self._record.gave_up:
-            error = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
+            error = (
+                f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
+            )
             self._step(Event.GAVE_UP, error, last_error=error)
             logger.error("%s has failed: %s; next try in %.0f s", self.name, error, delay)
         if delay == 0:
@@ -336,11 +339,10 @@ class Keeper:
         if heard.pid != self.pid:
             return
         if isinstance(heard.verdict, Silent):
-            if self.state is not State.HUNG:
-                cause = f"no answer for {heard.verdict.seconds:.1f} s"
-                self._step(Event.SILENT, cause)
-                if self.state is State.HUNG:
-                    self._group.start_soon(self._end_hung, heard.pid, cause)
+            was = self.state
+            cause = f"no answer for {heard.verdict.seconds:.1f} s"
+            if was is not State.HUNG and self._step(Event.SILENT, cause) is State.HUNG:
+                self._group.start_soon(self._end_hung, heard.pid, cause)
             return
         self._well(heard.verdict)
 
@@ -362,7 +364,10 @@ class Keeper:
         )
         well = backend.state in ("ready", "loading")
         event = Event.HEALTHY if well else Event.UNWELL
-        if next_state(self.state, event) is self.state and self.registry[self.name].last_error == backend.error:
+        if (
+            next_state(self.state, event) is self.state
+            and self.registry[self.name].last_error == backend.error
+        ):
             self.registry.note(self.name, **fields)
             return
         if self._ready_since is None:
@@ -376,7 +381,10 @@ class Keeper:
         async with self._brake:
             if self.pid != pid or self.state is not State.HUNG:
                 return
-            self._mark(self.name, f"pid {pid} is hung ({cause}): its stacks are in {self.name}.out, then it is killed")
+            self._mark(
+                self.name,
+                f"pid {pid} is hung ({cause}): its stacks are in {self.name}.out, then it is killed",
+            )
             await self.link.signal(pid, signal.SIGCONT)
             await self.link.signal(pid, signal.SIGUSR2)
             await anyio.sleep(STACKS_WITHIN)
@@ -425,9 +433,10 @@ class Keeper:
 
     # -- the step -------------------------------------------------------------------------------------------------------------
 
-    def _step(self, event: Event, cause: str, **fields: object) -> None:
+    def _step(self, event: Event, cause: str, **fields: object) -> State:
         self.state = next_state(self.state, event)
         self.registry.move(self.name, self.state.value, cause, **fields)
+        return self.state
 
 
 _NOTHING_MEASURED = {"in_flight": 0, "queued": 0, "rss_bytes": None}

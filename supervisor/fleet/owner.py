@@ -48,7 +48,10 @@ def describe(port: int, name: str) -> tuple[str, str]:
     age = f", {_age(owner.age)} old" if owner.age is not None else ""
     if not owner.listening:
         reserve = f"sysctl net.ipv4.ip_local_reserved_ports={port}"
-        return f"port {port} is the outgoing end of a connection of {who}{age}", f"wait for it to end; {reserve} prevents it"
+        return (
+            f"port {port} is the outgoing end of a connection of {who}{age}",
+            f"wait for it to end; {reserve} prevents it",
+        )
     remedy = f"kill {owner.pid}" if owner.pid else f"stop it (as root: ss -ltnp 'sport = :{port}')"
     return f"port {port} is held by {who}{age}", f"{remedy}, or set specialists.{name}.port"
 

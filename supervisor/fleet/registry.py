@@ -47,7 +47,7 @@ class Registry:
         self._born = time.time()
         self._seq = 0
         self._state = "running"
-        self._watchers: list[_Watcher] = []
+        self._watchers: list[Watcher] = []
         self._dirty = anyio.Event()
         self._changed = anyio.Event()
 
@@ -61,7 +61,9 @@ class Registry:
     def report(self, names: list[str] | None = None) -> StatusReport:
         """Everything at this moment, or some of the specialists."""
         now = time.time()
-        chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
+        chosen = (
+            [self._specialists[name] for name in names] if names is not None else self._specialists.values()
+        )
         return StatusReport(
             supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state),
             gateway=GatewayStatus(url=None, state="disabled", pid=None),
@@ -111,13 +113,14 @@ class Registry:
             await self._changed.wait()
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[AsyncIterator[Snapshot | Transition | Gap]]:
-        """A snapshot, then every change from there on."""
-        watcher = _Watcher(self)
+    async def watch(self) -> AsyncIterator[Watcher]:
+        """A reader of every change from here on."""
+        watcher = Watcher(self)
         self._watchers.append(watcher)
         try:
-            yield watcher.changes()
+            yield watcher
         finally:
+            watcher.stop()
             self._watchers.remove(watcher)
 
     def snapshot(self) -> Snapshot:
@@ -150,7 +153,7 @@ class Registry:
         self._changed = anyio.Event()
 
 
-class _Watcher:
+class Watcher:
     """One reader of changes. Slow ones are told how many they missed and are given a new snapshot."""
 
     def __init__(self, registry: Registry) -> None:
@@ -165,16 +168,26 @@ class _Watcher:
             self._send.send_nowait(transition)
         except anyio.WouldBlock:
             self._missed += 1
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            pass  # stopped, or its reader is gone
+
+    def stop(self) -> None:
+        """Nothing more is told; what was told is still read."""
+        self._send.close()
 
     async def changes(self) -> AsyncIterator[Snapshot | Transition | Gap]:
-        with self._send, self._receive:
+        """A snapshot, then every change, until stopped."""
+        with self._receive:
             yield self._registry.snapshot()
             while True:
                 if self._missed and not self._receive.statistics().current_buffer_used:
                     missed, self._missed = self._missed, 0
                     yield Gap(missed=missed)
                     yield self._registry.snapshot()
-                yield await self._receive.receive()
+                try:
+                    yield await self._receive.receive()
+                except anyio.EndOfStream:
+                    return
 
 
 def read_journal(journal: Path) -> StatusReport | None:
@@ -190,5 +203,3 @@ def _aged(one: SpecialistStatus, now: float) -> SpecialistStatus:
     if one.uptime is None:
         return one
     return msgspec.structs.replace(one, uptime=round(max(0.0, now - one.uptime), 3))
-
-

@@ -50,7 +50,9 @@ def config_for(url: str, state: Path, **changes: Any) -> SpecialistConfig:
     return msgspec.structs.replace(plain, **changes)
 
 
-def question(content: str = "Why?", *earlier: Turn, system: str = "You are Apollo.", **options: Any) -> Prompt:
+def question(
+    content: str = "Why?", *earlier: Turn, system: str = "You are Apollo.", **options: Any
+) -> Prompt:
     return Prompt(system, [*earlier, Turn("user", content)], Options(**options))
 
 

@@ -93,7 +93,9 @@ class Script(Struct, frozen=True, kw_only=True):
 class OllamaLookalike(RawServer):
     """The server. `loaded` and `models` are what a test may look at and change."""
 
-    def __init__(self, script: Script = Script(), *, models: dict[str, Model] | None = None, port: int = 0) -> None:
+    def __init__(
+        self, script: Script = Script(), *, models: dict[str, Model] | None = None, port: int = 0
+    ) -> None:
         super().__init__(self._answer, port)
         self.script = script
         self.models = models if models is not None else {"tiny:latest": Model()}
@@ -124,7 +126,9 @@ class OllamaLookalike(RawServer):
                 reply.whole(404, b"404 page not found", "text/plain")
             else:
                 await self._generate(request, reply, script)
-        elif request.path in ("/api/tags", "/api/ps") and (script.look_refusal or script.look_garbage is not None):
+        elif request.path in ("/api/tags", "/api/ps") and (
+            script.look_refusal or script.look_garbage is not None
+        ):
             if script.look_refusal:
                 _refuse(reply, script.look_refusal)
             else:
@@ -143,21 +147,30 @@ class OllamaLookalike(RawServer):
             reply.json({"models": [_tag(name, one, script) for name, one in self.models.items()]})
         elif request.path == "/api/ps":
             until = (datetime.now(timezone.utc) + timedelta(minutes=5)).isoformat()
-            loaded = [{"name": n, "expires_at": until, "context_length": self.models[n].context_length} for n in self.loaded]
+            loaded = [
+                {"name": n, "expires_at": until, "context_length": self.models[n].context_length}
+                for n in self.loaded
+            ]
             reply.json({"models": loaded})
         elif request.path == "/":
             reply.whole(200, b"Ollama is running", "text/plain")
         elif request.path == "/api/version":
             reply.json({"version": "0.24.0"})
         elif model not in self.models:
-            quoted = f'model "{model}" not found, try pulling it first' if request.path == "/api/embed" else f"model '{model}' not found"
+            quoted = (
+                f'model "{model}" not found, try pulling it first'
+                if request.path == "/api/embed"
+                else f"model '{model}' not found"
+            )
             reply.json({"error": quoted}, 404)
         elif request.path == "/api/show":
             reply.json({"capabilities": list(self.models[model].capabilities)})
         else:
             texts = request.body["input"]
             texts = [texts] if isinstance(texts, str) else texts
-            reply.json({"model": request.body["model"], "embeddings": [[float(len(text)), 1.0] for text in texts]})
+            reply.json(
+                {"model": request.body["model"], "embeddings": [[float(len(text)), 1.0] for text in texts]}
+            )
 
     async def _generate(self, request: Request, reply: Reply, script: Script) -> None:
         body = request.body
@@ -236,12 +249,17 @@ class OllamaLookalike(RawServer):
             if not reply.started:
                 reply.start(200, NDJSON)
             if ending == "error":
-                await reply.chunk(json.dumps({"error": "an error was encountered while running the model: boom"}).encode() + b"\n")
+                await reply.chunk(
+                    json.dumps({"error": "an error was encountered while running the model: boom"}).encode()
+                    + b"\n"
+                )
             elif ending == "garbage":
                 await reply.chunk(b"<html>\n")
             elif ending == "done":
                 text = "!" if script.last_token_in_done else ""
-                await reply.chunk(lines.event(text, done=True, done_reason=script.done_reason, **script.figures))
+                await reply.chunk(
+                    lines.event(text, done=True, done_reason=script.done_reason, **script.figures)
+                )
             if script.after_done == "stay":
                 await asyncio.Event().wait()
             reply.end()
@@ -256,7 +274,11 @@ class OllamaLookalike(RawServer):
         else:
             layer = {"status": f"pulling {'ab' * 6}", "digest": digest, "total": 1000}
             steps += [layer, *({**layer, "completed": done} for done in (250, 500, 1000))]
-            steps += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
+            steps += [
+                {"status": "verifying sha256 digest"},
+                {"status": "writing manifest"},
+                {"status": "success"},
+            ]
         for step in steps:
             await reply.chunk(json.dumps(step).encode() + b"\n")
         reply.end()

@@ -48,7 +48,9 @@ class Script(Struct, frozen=True, kw_only=True):
 class OpenAILookalike(RawServer):
     """The server. It answers below /v1 only, and asks for `key` where one is given."""
 
-    def __init__(self, script: Script = Script(), *, models: tuple[str, ...] = ("tiny",), key: str | None = None) -> None:
+    def __init__(
+        self, script: Script = Script(), *, models: tuple[str, ...] = ("tiny",), key: str | None = None
+    ) -> None:
         super().__init__(self._answer)
         self.script = script
         self.models = models
@@ -115,7 +117,9 @@ class OpenAILookalike(RawServer):
 
 def _frames(script: Script) -> list[str]:
     """All events up to the ending."""
-    deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": None}, None)] * script.role_first
+    deltas: list[tuple[dict[str, Any], str | None]] = [
+        ({"role": "assistant", "content": None}, None)
+    ] * script.role_first
     deltas += [({script.reasoning: text}, None) for text in script.thinking]
     deltas += [({"content": text}, None) for text in script.tokens]
     if script.finish_on_last_token:
@@ -123,13 +127,22 @@ def _frames(script: Script) -> list[str]:
     elif script.finish_reason is not None:
         deltas.append(({}, script.finish_reason))
     events: list[dict[str, Any]] = [
-        {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        {
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
         for delta, reason in deltas
     ]
     if script.usage:
-        events.append({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}})
+        events.append(
+            {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}}
+        )
     if script.timings:
         events[-1]["timings"] = {"predicted_per_second": 42.0, "prompt_per_second": 210.0, "prompt_ms": 57.0}
     gap = 2 * script.line_end
     frames = [script.data + json.dumps(event, ensure_ascii=False) + gap for event in events]
-    return [frame for pair in zip([": ping" + gap] * len(frames), frames) for frame in pair] if script.comments else frames
+    return (
+        [frame for pair in zip([": ping" + gap] * len(frames), frames) for frame in pair]
+        if script.comments
+        else frames
+    )

@@ -41,7 +41,9 @@ class Reply:
     def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
         """The status line and headers of a chunked answer."""
         self.started = True
-        self._write(_head(status, {"Content-Type": content_type, "Transfer-Encoding": "chunked", **(headers or {})}))
+        self._write(
+            _head(status, {"Content-Type": content_type, "Transfer-Encoding": "chunked", **(headers or {})})
+        )
 
     async def chunk(self, data: bytes, cut: int | None = None) -> None:
         """One chunk, flushed; `cut` sends it on in writes of so many bytes, each of which becomes a chunk."""
@@ -56,7 +58,9 @@ class Reply:
     def end(self) -> None:
         self._write(b"0\r\n\r\n")
 
-    def whole(self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None) -> None:
+    def whole(
+        self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None
+    ) -> None:
         """An answer of known length."""
         self.started = True
         length = {"Content-Type": content_type, "Content-Length": str(len(body)), **(headers or {})}

@@ -41,7 +41,9 @@ LLAMA = (
         (429, b"", Busy, "try again in 1 s"),
     ],
 )
-def test_each_status_has_its_meaning(status: int, body: bytes, expected: type[ProtocolError], says: str) -> None:
+def test_each_status_has_its_meaning(
+    status: int, body: bytes, expected: type[ProtocolError], says: str
+) -> None:
     error = refused(Refusal(status, said_by(body)), Server("http://x:1"), "x")
     assert type(error) is expected
     assert says in error.sentence
@@ -54,7 +56,15 @@ def test_a_busy_server_says_when_to_come_again() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), (None, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None), ("nan", None), ("9e9", 3600.0)],
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        (None, None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("-1", None),
+        ("nan", None),
+        ("9e9", 3600.0),
+    ],
 )
 def test_retry_after_is_read_in_seconds(header: str | None, seconds: float | None) -> None:
     assert retry_after(header) == seconds

@@ -17,7 +17,9 @@ from protocol.messages import Turn
 HERE = Path()
 
 
-def body(can_think: bool | None = None, *, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def body(
+    can_think: bool | None = None, *, changes: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
     return chat_body("tiny", question(**options), config_for("", HERE, **(changes or {})), can_think)
 
 
@@ -47,7 +49,10 @@ def test_it_streams_cuts_nothing_and_leaves_the_model_loaded_as_it_is() -> None:
 
 
 def test_options_are_the_profile_then_the_specialists_then_the_requests() -> None:
-    changes = {"profile": {"num_ctx": 8192, "top_k": 1}, "options": {"top_k": 2, "temperature": 0.1, "top_p": 0.5}}
+    changes = {
+        "profile": {"num_ctx": 8192, "top_k": 1},
+        "options": {"top_k": 2, "temperature": 0.1, "top_p": 0.5},
+    }
     assert body(changes=changes, temperature=0.9, seed=7, stop="END")["options"] == {
         "num_ctx": 8192,
         "top_k": 2,
@@ -92,7 +97,9 @@ def test_a_format_is_passed_on() -> None:
 def test_for_an_old_server_the_turns_become_one_text() -> None:
     config = config_for("", HERE)
     assert generate_body("tiny", question("Why?"), config, None)["prompt"] == "Why?"
-    sent = generate_body("tiny", question("Why?", Turn("user", "Hi"), Turn("assistant", "Hello")), config, None)
+    sent = generate_body(
+        "tiny", question("Why?", Turn("user", "Hi"), Turn("assistant", "Hello")), config, None
+    )
     assert sent["prompt"] == "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert sent["system"] == "You are Apollo."
 
@@ -132,7 +139,9 @@ def test_what_stood_before_an_error_in_the_same_read_is_not_lost() -> None:
         reading.finish()
 
 
-@pytest.mark.parametrize("raw", [b"<html>", b'{"message":3}', b'{"message":{"content":"\xff"}}', b"[" * 9999, b"{"])
+@pytest.mark.parametrize(
+    "raw", [b"<html>", b'{"message":3}', b'{"message":{"content":"\xff"}}', b"[" * 9999, b"{"]
+)
 def test_a_line_that_is_no_event_is_a_model_error(raw: bytes) -> None:
     reading = OllamaReading("u")
     reading.take([line("a"), raw])
@@ -149,7 +158,12 @@ def test_without_a_last_line_it_is_truncated() -> None:
 
 def test_the_figures_are_the_servers() -> None:
     reading = OllamaReading("u")
-    figures = {"prompt_eval_count": 100, "prompt_eval_duration": 500_000_000, "eval_count": 30, "eval_duration": 2_000_000_000}
+    figures = {
+        "prompt_eval_count": 100,
+        "prompt_eval_duration": 500_000_000,
+        "eval_count": 30,
+        "eval_duration": 2_000_000_000,
+    }
     reading.take([line("a"), line(done=True, done_reason="length", load_duration=3_000_000, **figures)])
     end = reading.finish()
     assert (end.done_reason, end.prompt_tokens, end.completion_tokens) == ("length", 100, 30)
@@ -161,16 +175,30 @@ def test_figures_that_are_not_there_are_not_made_up() -> None:
     reading = OllamaReading("u")
     reading.take([line("a", done=True)])
     end = reading.finish()
-    assert (end.done_reason, end.prompt_tokens, end.tokens_per_second, end.load_ms) == ("stop", None, None, None)
+    assert (end.done_reason, end.prompt_tokens, end.tokens_per_second, end.load_ms) == (
+        "stop",
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     ("thinking", "reason", "says"),
-    [("", "stop", "without a single character"), ("hm", "stop", "thought"), ("hm", "length", "raise max_tokens")],
+    [
+        ("", "stop", "without a single character"),
+        ("hm", "stop", "thought"),
+        ("hm", "length", "raise max_tokens"),
+    ],
 )
 def test_an_answer_without_content_is_empty(thinking: str, reason: str, says: str) -> None:
     reading = OllamaReading("u")
-    reading.take([json.dumps({"message": {"content": "", "thinking": thinking}}).encode(), line(done=True, done_reason=reason)])
+    reading.take(
+        [
+            json.dumps({"message": {"content": "", "thinking": thinking}}).encode(),
+            line(done=True, done_reason=reason),
+        ]
+    )
     with pytest.raises(EmptyAnswer, match=says):
         reading.finish()
 

@@ -1,0 +1,136 @@
+"""`chorus status`: who is there, how they are, and what to do where something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from protocol import names as spelling
+from protocol.control import SpecialistStatus, StatusReport
+from supervisor.cli import look
+from supervisor.cli.context import settings_of
+from supervisor.cli.exits import Exit, Failure
+from supervisor.config import Loaded
+
+HEADER = ("NAME", "STATE", "PORT", "PID", "UPTIME", "RESTARTS", "MODEL", "TOK/S", "MEMORY", "LAST ERROR")
+UP = ("ready", "degraded")
+
+
+@click.command("status")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; a line for each change with --watch.")
+@click.option("--watch", is_flag=True, help="Go on showing every change.")
+@click.option(
+    "--check", is_flag=True, help="Say it by the exit code: 0 all ready, 1 degraded, 3 down, 4 no such name."
+)
+@click.pass_context
+def status_command(
+    ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool
+) -> int:
+    """Show the team, or some of it."""
+    import anyio
+
+    loaded = settings_of(ctx)
+    chosen = list(names) or None
+    if watch:
+        from supervisor.cli.watch import watch_status
+
+        return anyio.run(watch_status, loaded, chosen, as_json)
+    report, answered = anyio.run(_report, loaded, chosen)
+    if report is None:
+        raise Failure("the team is not running", Exit.NOT_RUNNING, remedy="chorus up", code="not_running")
+    if as_json:
+        click.echo(msgspec.json.encode(report).decode())
+    else:
+        print_status(report)
+    if not answered:
+        return Exit.NOT_RUNNING
+    return checked(report) if check else Exit.DONE
+
+
+def checked(report: StatusReport) -> int:
+    """The exit code of --check."""
+    states = [one.state for one in report.specialists]
+    if all(state == "ready" for state in states):
+        return Exit.DONE
+    return Exit.NOT_RUNNING if not any(state in UP for state in states) else Exit.FAILED
+
+
+def print_status(report: StatusReport) -> None:
+    """The table on standard output; what to do, where there is something, below it on standard error."""
+    for line in rendered(report):
+        click.echo(line)
+    for line in advice(report):
+        click.echo(line, err=True)
+
+
+def rendered(report: StatusReport) -> list[str]:
+    """The table's lines."""
+    rows = [_row(one) for one in report.specialists]
+    lines = look.table(HEADER, rows, look.width())
+    if not look.wants_colour(sys.stdout):
+        return lines
+    start = max(len(row[0]) for row in [HEADER, *rows]) + 2
+    painted = [click.style(lines[0], bold=True)]
+    for line, one in zip(lines[1:], report.specialists, strict=True):
+        end = start + len(one.state)
+        state = click.style(line[start:end], fg=look.STATE_COLOURS.get(one.state))
+        painted.append(line[:start] + state + line[end:])
+    return painted
+
+
+def advice(report: StatusReport) -> list[str]:
+    """What a person should know next: the model server, whoever is not well, a supervisor that is not there."""
+    lines = []
+    if report.supervisor.state == "down":
+        lines.append("the supervisor is not running; this is what it wrote last  do: chorus up")
+    backend = report.backend
+    running = any(one.state in UP for one in report.specialists)
+    if running and backend.kind == "builtin":
+        lines.append(
+            "answers come from the built-in echo, not from a language model  "
+            "do: start Ollama (ollama serve) and ollama pull llama3.2; the team moves over by itself"
+        )
+    elif running and backend.error:
+        lines.append(f"model server: {backend.error}")
+    for one in report.specialists:
+        if one.last_error and one.state not in UP:
+            lines.append(f"{one.name}: {one.last_error}" + (f"  do: {one.remedy}" if one.remedy else ""))
+    return lines + list(report.notices)
+
+
+def _row(one: SpecialistStatus) -> Sequence[str]:
+    exit_ = f"last exit: {one.last_exit.cause}" if one.last_exit and one.restarts and one.state in UP else ""
+    return (
+        one.name,
+        one.state,
+        str(one.port),
+        str(one.pid) if one.pid else "-",
+        look.duration(one.uptime),
+        str(one.restarts),
+        look.harmless(one.model) if one.model else "-",
+        f"{one.tokens_per_second:.1f}" if one.tokens_per_second else "-",
+        look.size(one.rss_bytes),
+        look.harmless((one.last_error or exit_ or "-").splitlines()[0]),
+    )
+
+
+async def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | None, bool]:
+    """The state of the team, and whether its supervisor said it itself."""
+    from supervisor.cli.reach import last_report, report
+
+    try:
+        return await report(loaded, names), True
+    except Failure:
+        last = last_report(loaded)
+    if last is None or names is None:
+        return last, False
+    wanted = {spelling.canonical(name) for name in names}
+    chosen = [one for one in last.specialists if one.name in wanted]
+    if len(chosen) < len(wanted):
+        missing = wanted - {one.name for one in chosen}
+        raise Failure(f"there is no specialist {', '.join(sorted(missing))}", Exit.NO_SUCH_SPECIALIST)
+    return msgspec.structs.replace(last, specialists=chosen), False

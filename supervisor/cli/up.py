@@ -1,0 +1,230 @@
+"""`chorus up` and `chorus down`: the team as a whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from supervisor.cli import look
+from supervisor.cli.context import invocation, settings_of
+from supervisor.cli.exits import Exit, Failure
+from supervisor.config import Loaded
+
+SUPERVISOR_WITHIN = 30.0  # seconds for the supervisor's socket to answer
+UNWAITED = frozenset({"failed"})  # states nobody waits out
+
+
+@click.command("up")
+@click.option(
+    "--foreground", is_flag=True, help="Be the supervisor: stay in this terminal, or under systemd."
+)
+@click.option(
+    "--wait-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for everybody."
+)
+@click.option("--ready-fd", type=int, hidden=True)
+@click.pass_context
+def up_command(ctx: click.Context, foreground: bool, wait_timeout: float, ready_fd: int | None) -> int:
+    """Start the team and show it."""
+    loaded = settings_of(ctx)
+    if foreground:
+        return _be_the_supervisor(loaded, ready_fd)
+    started = _start_detached(ctx, loaded)
+    import anyio
+
+    return anyio.run(_show_the_start, loaded, wait_timeout, started)
+
+
+@click.command("down")
+@click.option("--grace", type=float, help="Seconds for answers that are under way.")
+@click.pass_context
+def down_command(ctx: click.Context, grace: float | None) -> int:
+    """Stop the team; answers that are under way are finished first."""
+    import anyio
+
+    return anyio.run(_down, settings_of(ctx), grace)
+
+
+def _be_the_supervisor(loaded: Loaded, ready_fd: int | None) -> int:
+    from supervisor.app import run
+    from supervisor.errors import AlreadyRunning
+
+    try:
+        run(loaded, ready_fd=ready_fd, to_stderr=ready_fd is None)
+    except AlreadyRunning as error:
+        raise Failure(str(error), Exit.FAILED, remedy="chorus status", code="already_running") from None
+    return Exit.DONE
+
+
+def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
+    """Starts a supervisor unless one runs; returns whether it did. It outlives this terminal."""
+    import subprocess
+
+    from supervisor.places import private_folder
+
+    if _lock_is_held(loaded):
+        return False
+    call = invocation(ctx)
+    flags = [f"--config={call.config_file}"] if call.config_file else []
+    options = {"port_base": "--port-base", "backend.kind": "--backend", "backend.url": "--backend-url"}
+    options["backend.model"] = "--default-model"
+    flags += [f"{options[key]}={value}" for key, value in call.flags.items() if value is not None]
+    ready, theirs = os.pipe()
+    log = private_folder(loaded.dirs.logs) / "supervisor.out"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.cli", *flags, "up", "--foreground", "--ready-fd", str(theirs)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[theirs],
+            start_new_session=True,
+        )
+    os.close(theirs)
+    with os.fdopen(ready, "rb") as pipe:
+        pipe.read()  # ends when the supervisor answers, or dies
+    if process.poll() is not None:
+        tail = _tail(log)
+        raise Failure(f"the supervisor ended at once: {tail}", Exit.FAILED, remedy=f"read {log}")
+    return True
+
+
+def _lock_is_held(loaded: Loaded) -> bool:
+    import fcntl
+
+    try:
+        with (loaded.dirs.state / "supervisor.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool) -> int:
+    """Follows the team until everybody is settled, then prints the status."""
+    import anyio
+
+    from protocol.control import Snapshot, Transition, Watch
+    from supervisor.cli.reach import report, supervisor
+    from supervisor.cli.status import print_status
+
+    began = time.monotonic()
+    states: dict[str, str] = {}
+    with anyio.move_on_after(wait_timeout) as patience:
+        async with supervisor(loaded) as connection:
+            async for change in connection.ask(Watch()):
+                if isinstance(change, Snapshot):
+                    states = {
+                        one.name: one.state for one in change.status.specialists if one.wanted != "down"
+                    }
+                    if not started:
+                        pid = change.status.supervisor.pid
+                        click.echo(f"already running (pid {pid})", err=True)
+                elif isinstance(change, Transition) and change.name in states:
+                    states[change.name] = change.to
+                _progress(states)
+                if all(state in _SETTLED for state in states.values()):
+                    break
+    _progress_end()
+    status = await report(loaded)
+    print_status(status)
+    ready = sum(state in ("ready", "degraded") for state in states.values())
+    if started:
+        took = time.monotonic() - began
+        click.echo(f"{ready} of {len(states)} specialists are up, after {took:.1f} s", err=True)
+    if patience.cancelled_caught:
+        raise Failure(
+            f"not everybody was up after {wait_timeout:g} s", Exit.TIMEOUT, remedy="chorus status --watch"
+        )
+    return Exit.DONE if ready == len(states) else Exit.PARTIAL
+
+
+_SETTLED = frozenset({"ready", "degraded", "failed", "draining"})
+
+
+def _progress(states: dict[str, str]) -> None:
+    """One line that counts, on a terminal only."""
+    if not sys.stderr.isatty():
+        return
+    ready = sum(state in _SETTLED for state in states.values())
+    waiting = [name for name, state in states.items() if state not in _SETTLED]
+    text = f"starting {ready}/{len(states)}" + (
+        f", waiting for {', '.join(waiting)}" if len(waiting) < 6 else ""
+    )
+    sys.stderr.write("\r" + text[: look.width(sys.stderr) - 1].ljust(look.width(sys.stderr) - 1))
+    sys.stderr.flush()
+
+
+def _progress_end() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r" + " " * (look.width(sys.stderr) - 1) + "\r")
+        sys.stderr.flush()
+
+
+async def _down(loaded: Loaded, grace: float | None) -> int:
+    import anyio
+
+    from protocol.control import Progress, Shutdown
+    from protocol.errors import ConnectionLost
+    from supervisor.cli.reach import supervisor
+
+    try:
+        async with supervisor(loaded) as connection:
+            stopped = 0
+            try:
+                async for answer in connection.ask(Shutdown(grace=grace)):
+                    if isinstance(answer, Progress) and answer.to == "stopped":
+                        stopped += 1
+                        cut = "" if "code 0" in answer.cause else f" ({answer.cause})"
+                        click.echo(f"stopped {answer.name}{cut}", err=True)
+                await connection.receive()
+            except ConnectionLost:
+                pass  # its end is what we wait for
+    except Failure:
+        left = await anyio.to_thread.run_sync(_end_leftovers, loaded)
+        click.echo(
+            "the team is not running"
+            + (f"; ended {left} processes that a dead supervisor left" if left else ""),
+            err=True,
+        )
+        return Exit.DONE
+    with anyio.move_on_after(SUPERVISOR_WITHIN):
+        while _lock_is_held(loaded):
+            await anyio.sleep(0.01)
+    click.echo(f"the team is down, {stopped} specialists stopped", err=True)
+    return Exit.DONE
+
+
+def _end_leftovers(loaded: Loaded) -> int:
+    """Ends what a supervisor that was killed left behind: the fork server ends its own."""
+    import socket
+
+    from protocol.framing import LineBuffer
+    from supervisor.app import fork_socket
+    from supervisor.fleet import calls
+
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(os.fspath(fork_socket(loaded)))
+        except OSError:
+            return 0
+        lines = LineBuffer(None)
+        while (line := lines.next_line()) is None:
+            lines.feed(link.recv(65536))
+        living = calls.decode_report(line)
+        assert isinstance(living, calls.Living)
+        os.kill(living.pid, 15)
+        while link.recv(65536):
+            pass
+        return len(living.processes) + 1

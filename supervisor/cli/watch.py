@@ -1,0 +1,50 @@
+"""`chorus status --watch`: drawn anew on every change, not on a clock; NDJSON for programs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from protocol.control import Snapshot, Status, StatusReport, Transition, Watch
+from supervisor.cli import look
+from supervisor.cli.exits import Exit
+from supervisor.cli.reach import supervisor
+from supervisor.cli.status import advice, rendered
+from supervisor.config import Loaded
+
+HOME_AND_CLEAR = "\x1b[H\x1b[J"
+
+
+async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -> int:
+    """Shows every change until interrupted or until the supervisor is gone."""
+    import anyio
+
+    async with supervisor(loaded) as watching, supervisor(loaded) as asking:
+        async for change in watching.ask(Watch()):
+            if as_json:
+                click.echo(msgspec.json.encode(change).decode())
+                sys.stdout.flush()
+            elif not look.wants_colour(sys.stdout):
+                _tell(change)
+            else:
+                result = await asking.call(Status(names=names))
+                assert result.status is not None
+                _draw(result.status)
+            await anyio.sleep(0)
+    return Exit.DONE
+
+
+def _tell(change: object) -> None:
+    if isinstance(change, Transition):
+        click.echo(f"{change.name}: {change.from_} -> {change.to} ({change.cause})")
+    elif isinstance(change, Snapshot):
+        for line in rendered(change.status):
+            click.echo(line)
+
+
+def _draw(report: StatusReport) -> None:
+    lines = [*rendered(report), *advice(report)]
+    sys.stdout.write(HOME_AND_CLEAR + "\n".join(lines) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,469 @@
+"""Answers from Ollama, over a real socket."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from daemon.backends import Finish, Piece, Step
+from daemon.backends.ollama import Ollama
+from lookalikes.asking import (
+    QUICK,
+    config_for,
+    content,
+    finish,
+    question,
+    running,
+    steps_of,
+    text_of,
+    thinking,
+    until,
+)
+from lookalikes.ollama import Model, OllamaLookalike, Refusal, Script
+from protocol.errors import (
+    BackendDown,
+    BadRequest,
+    Busy,
+    ContextOverflow,
+    EmptyAnswer,
+    ModelError,
+    ModelMissing,
+    ProtocolError,
+    Stalled,
+    Truncated,
+)
+
+THINKER = {"tiny:latest": Model(("completion", "thinking"))}
+
+
+async def test_tokens_arrive_in_order_and_end_with_the_figures(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            steps = await steps_of(backend)
+    assert content(steps) == "Hello, world"
+    assert finish(steps) == Finish(
+        done_reason="stop",
+        prompt_tokens=26,
+        completion_tokens=3,
+        tokens_per_second=3.0,
+        prompt_tokens_per_second=52.0,
+        load_ms=2.0,
+        prompt_ms=500.0,
+    )
+
+
+async def test_text_in_the_last_line_and_the_reason_length_are_kept(tmp_path: Path) -> None:
+    script = Script(last_token_in_done=True, done_reason="length")
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            steps = await steps_of(backend)
+    assert content(steps) == "Hello, world!"
+    assert finish(steps).done_reason == "length"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
+async def test_lines_cut_anywhere_also_inside_a_character_are_put_together(tmp_path: Path, cut: int) -> None:
+    script = Script(tokens=("Zür", "ich ", "🎵", "\u2028", "\x85"), cut=cut)
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await text_of(backend) == "Zürich 🎵\u2028\x85"
+
+
+async def test_a_token_of_300_kilobytes_is_no_trouble(tmp_path: Path) -> None:
+    script = Script(tokens=("a", "x" * 300_000, "b"))
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert len(await text_of(backend)) == 300_002
+
+
+async def test_a_line_without_end_is_given_up_at_the_limit(tmp_path: Path) -> None:
+    script = Script(tokens=("a", "x" * 9_000_000))
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            with pytest.raises(ModelError, match="line"):
+                await steps_of(backend)
+
+
+async def test_many_lines_at_once_become_few_pieces(tmp_path: Path) -> None:
+    script = Script(tokens=("word ",) * 20_000, burst=1000)
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            steps = await steps_of(backend)
+    assert content(steps) == "word " * 20_000
+    assert len(steps) < 2000
+
+
+async def test_thinking_comes_as_thinking(tmp_path: Path) -> None:
+    script = Script(thinking=("Let me ", "see"), tokens=("42",))
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script, models=THINKER) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            steps = await steps_of(backend, question(think=True))
+            assert (thinking(steps), content(steps)) == ("Let me see", "42")
+            assert server.asked()[-1].body["think"] is True
+
+
+async def test_an_inline_think_tag_is_taken_out_of_the_content(tmp_path: Path) -> None:
+    script = Script(tokens=("<th", "ink>hm", "</thi", "nk>\n", "\nYes <think>"))
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            steps = await steps_of(backend)
+    assert (thinking(steps), content(steps)) == ("hm", "Yes <think>")
+
+
+async def test_text_held_back_as_a_possible_tag_is_not_lost(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(tokens=("<th",))) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await text_of(backend) == "<th"
+
+
+@pytest.mark.parametrize("model", [None, "tiny", "tiny:latest"])
+async def test_a_model_without_thinking_is_not_told_to_leave_it(tmp_path: Path, model: str | None) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path, model=model), QUICK)) as backend,
+        ):
+            await steps_of(backend)
+            assert "think" not in server.asked()[-1].body
+            with pytest.raises(BadRequest, match="cannot think"):
+                await steps_of(backend, question(think=True))
+            assert len(server.asked()) == 1
+
+
+async def test_a_thinking_model_is_told_not_to_unless_asked(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(models=THINKER) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            await steps_of(backend)
+            assert server.asked()[-1].body["think"] is False
+
+
+async def test_a_request_may_name_another_model(tmp_path: Path) -> None:
+    models = {"tiny:latest": Model(), "other:latest": Model()}
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(models=models) as server,
+            running(Ollama(config_for(server.url, tmp_path, model="tiny"), QUICK)) as backend,
+        ):
+            await steps_of(backend, question(model="other"))
+            assert server.asked()[-1].body["model"] == "other"
+            with pytest.raises(ModelMissing, match="ollama pull none"):
+                await steps_of(backend, question(model="none"))
+            assert backend.state.state == "ready"
+
+
+async def test_the_key_goes_with_every_request(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path, api_key="s3cret"), QUICK)) as backend,
+        ):
+            await steps_of(backend)
+            assert {one.headers.get("authorization") for one in server.requests} == {"Bearer s3cret"}
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+async def failure(script: Script, state: Path, **changes: float) -> tuple[ProtocolError, list[Step]]:
+    """How the question fails, and what had come before."""
+    steps: list[Step] = []
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, state, **changes), QUICK)) as backend,
+        ):
+            with pytest.raises(ProtocolError) as caught:
+                async for step in backend.generate(question()):
+                    steps.append(step)  # noqa: PERF401 what came before the failure counts
+    return caught.value, steps
+
+
+@pytest.mark.parametrize(
+    ("ending", "after", "expected"),
+    [
+        ("eof", None, Truncated),
+        ("eof", 0, Truncated),
+        ("error", None, ModelError),
+        ("error", 0, ModelError),
+        ("reset", None, ModelError),
+        ("close", None, ModelError),
+        ("reset", 0, BackendDown),
+        ("close", 0, BackendDown),
+        ("garbage", None, ModelError),
+    ],
+)
+async def test_whatever_is_no_done_is_a_failure(
+    tmp_path: Path, ending: str, after: int | None, expected: type[ProtocolError]
+) -> None:
+    error, steps = await failure(Script(ending=ending, after=after), tmp_path)  # type: ignore[arg-type]
+    assert type(error) is expected
+    assert error.partial == ""
+    assert content(steps) == ("" if after == 0 else "Hello, world")
+
+
+async def test_an_error_line_says_what_the_server_said(tmp_path: Path) -> None:
+    error, _ = await failure(Script(ending="error"), tmp_path)
+    assert "an error was encountered while running the model: boom" in error.sentence
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected", "says"),
+    [
+        (Refusal(503, "server busy, please try again.", {"Retry-After": "3"}), Busy, "server busy"),
+        (Refusal(429), Busy, "try again in 1 s"),
+        (Refusal(500, "llama runner process has terminated"), ModelError, "has terminated"),
+        (Refusal(400, "the input length exceeds the context length"), ContextOverflow, "context length"),
+        (Refusal(400, "invalid model name"), BadRequest, "invalid model name"),
+        (Refusal(403, raw=b""), BackendDown, "OLLAMA_ORIGINS"),
+        (Refusal(404, "model 'tiny' not found"), ModelMissing, "ollama pull tiny"),
+        (Refusal(307, headers={"Location": "http://127.0.0.1:1/"}), BackendDown, "307"),
+    ],
+)
+async def test_a_refusal_becomes_our_error(
+    tmp_path: Path, refusal: Refusal, expected: type[ProtocolError], says: str
+) -> None:
+    error, steps = await failure(Script(refusal=refusal), tmp_path)
+    assert type(error) is expected
+    assert says in error.sentence
+    assert steps == []
+    assert error.retry_after == (None if expected is not Busy else 3.0 if refusal.headers else 1.0)
+
+
+async def test_a_busy_server_is_still_a_ready_one(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(refusal=Refusal(503))) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            with pytest.raises(Busy):
+                await steps_of(backend)
+            assert backend.state.state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "thinking_tokens", "reason", "says"),
+    [
+        ((), (), "stop", "without a single character"),
+        ((), ("hm",), "stop", "said nothing"),
+        (("<think>hm",), (), "length", "raise max_tokens"),
+    ],
+)
+async def test_done_without_content_is_an_empty_answer(
+    tmp_path: Path, tokens: tuple[str, ...], thinking_tokens: tuple[str, ...], reason: str, says: str
+) -> None:
+    error, steps = await failure(
+        Script(tokens=tokens, thinking=thinking_tokens, done_reason=reason), tmp_path
+    )
+    assert type(error) is EmptyAnswer
+    assert says in error.sentence
+    assert content(steps) == ""
+
+
+async def test_no_first_byte_in_time_is_stalled(tmp_path: Path) -> None:
+    error, _ = await failure(Script(ending="stall", after=0), tmp_path, first_byte=0.1)
+    assert type(error) is Stalled
+    assert "limits.first_byte" in error.sentence
+
+
+async def test_silence_in_the_middle_is_stalled(tmp_path: Path) -> None:
+    error, steps = await failure(Script(ending="stall"), tmp_path, silence=0.1)
+    assert type(error) is Stalled
+    assert "limits.silence" in error.sentence
+    assert content(steps) == "Hello, world"
+
+
+async def test_a_slow_reader_is_not_the_servers_silence(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path, silence=0.02), QUICK)) as backend,
+        ):
+            steps = []
+            async for step in backend.generate(question()):
+                steps.append(step)
+                with anyio.move_on_after(0.06):
+                    await anyio.Event().wait()
+    assert content(steps) == "Hello, world"
+
+
+async def test_an_old_server_without_chat_is_asked_by_generate_from_then_on(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(has_chat=False)) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await text_of(backend) == "Hello, world"
+            assert await text_of(backend) == "Hello, world"
+            assert [one.path for one in server.requests].count("/api/chat") == 1
+            assert server.asked("/api/generate")[-1].body["prompt"] == "Why?"
+
+
+async def test_a_server_with_neither_path_is_no_model_server(tmp_path: Path) -> None:
+    script = Script(has_chat=False, refusal=Refusal(404, raw=b"404 page not found"))
+    error, _ = await failure(script, tmp_path)
+    assert type(error) is BackendDown
+
+
+# -- leaving ----------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_the_answer_ends_it_at_the_server(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(endless=True)) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            answer = backend.generate(question())
+            assert isinstance(answer, AsyncGenerator)
+            assert isinstance(await anext(answer), Piece)
+            await answer.aclose()
+            await server.asked()[-1].gone.wait()
+
+
+async def test_leaving_before_the_first_token_ends_it_at_the_server(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(hold=True)) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(steps_of, backend)
+            await until(server.asked)
+            tasks.cancel_scope.cancel()
+        await server.asked()[-1].gone.wait()
+
+
+async def test_when_the_backend_ends_every_question_under_way_fails(tmp_path: Path) -> None:
+    async def ask(backend: Ollama, errors: list[ProtocolError]) -> None:
+        try:
+            await steps_of(backend)
+        except ProtocolError as error:
+            errors.append(error)
+
+    errors: list[ProtocolError] = []
+    with anyio.fail_after(5):
+        async with OllamaLookalike(Script(ending="stall")) as server, anyio.create_task_group() as tasks:
+            async with running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend:
+                tasks.start_soon(ask, backend, errors)
+                await until(server.asked)
+                server.script = Script(hold=True)
+                tasks.start_soon(ask, backend, errors)
+                await until(lambda: len(server.asked()) == 2)
+    assert [type(error) for error in errors] == [BackendDown, BackendDown]
+
+
+async def test_an_endless_answer_costs_no_memory_here(tmp_path: Path) -> None:
+    script = Script(tokens=("word ",) * 1000, burst=1000, endless=True)
+    with anyio.fail_after(20):
+        async with (
+            OllamaLookalike(script) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            answer = backend.generate(question())
+            assert isinstance(answer, AsyncGenerator)
+            await anext(answer)
+            tracemalloc.start()
+            seen = 0
+            while seen < 200_000:
+                step = await anext(answer)
+                assert isinstance(step, Piece)
+                seen += step.content.count(" ")
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            await answer.aclose()
+    assert peak < 20_000_000
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+async def test_one_connection_is_used_again_for_the_next_question(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            for _ in range(3):
+                await steps_of(backend)
+                await until(lambda: server.asked()[-1].answered.is_set())
+            assert len({one.connection for one in server.asked()}) == 1
+
+
+async def test_a_kept_connection_that_died_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            await steps_of(backend)
+            for connection in list(server.connections):
+                connection.transport.abort()
+            assert await text_of(backend) == "Hello, world"
+
+
+async def test_a_server_that_keeps_the_answer_open_after_done_does_not_hold_us(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(after_done="stay")) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await text_of(backend) == "Hello, world"
+            await server.asked()[-1].gone.wait()
+
+
+async def test_a_request_of_many_megabytes_is_sent_whole(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await text_of(backend, question("x" * 3_000_000)) == "Hello, world"
+            assert len(server.asked()[-1].body["messages"][-1]["content"]) == 3_000_000
+
+
+# -- vectors ----------------------------------------------------------------------------------------------------------
+
+
+async def test_each_text_gets_its_vector(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike() as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert await backend.embed(["a", "bcd"], None) == ([[1.0, 1.0], [3.0, 1.0]], "tiny:latest")
+            with pytest.raises(ModelMissing, match="ollama pull none"):
+                await backend.embed(["a"], "none")
