@@ -25,9 +25,7 @@ class Answer:
     turns in it.
     """
 
-    def __init__(
-        self, chat: Chat, context: Context, session_id: str, name: str, model: str, *, earlier: bool
-    ) -> None:
+    def __init__(self, chat: Chat, context: Context, session_id: str, name: str, model: str, *, earlier: bool) -> None:
         self.chat = chat
         self.context = context
         self.session_id = session_id
@@ -111,9 +109,7 @@ class Answer:
         finish = self.finish
         if finish is None or finish.prompt_tokens is None or finish.completion_tokens is None:
             return None
-        return Usage(
-            finish.prompt_tokens, finish.completion_tokens, finish.prompt_tokens + finish.completion_tokens
-        )
+        return Usage(finish.prompt_tokens, finish.completion_tokens, finish.prompt_tokens + finish.completion_tokens)
 
     def _timing(self) -> Timing:
         finish = self.finish or Finish(done_reason="stop")

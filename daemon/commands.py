@@ -27,7 +27,7 @@ def is_command(text: str) -> bool:
 
 async def run_command(text: str, specialist: Specialist, session_id: str) -> str | None:
     """The answer to a command as text without a final newline; None for /quit."""
-    match text.split()[0]:
+    match text.split(maxsplit=1)[0]:
         case "/help":
             return HELP
         case "/info":

@@ -149,9 +149,7 @@ class Conversation(asyncio.Protocol):
         """Sends one JSON line."""
         self.write(encode(reply))
 
-    def refuse(
-        self, error: ProtocolError, request_id: str | int | None = None, *, plain: bool = False
-    ) -> None:
+    def refuse(self, error: ProtocolError, request_id: str | int | None = None, *, plain: bool = False) -> None:
         """Answers with an error at once, in the caller's dialect."""
         if plain:
             self.write(f"error: {error.sentence}\n".encode(errors="replace"))

@@ -33,9 +33,7 @@ class Journal(OneLine):
         return f"<{_PRIORITY.get(record.levelno, 6)}>{super().format(record)}"
 
 
-def start_logging(
-    name: str, log_dir: Path | None, environ: Mapping[str, str], level: int = logging.INFO
-) -> None:
+def start_logging(name: str, log_dir: Path | None, environ: Mapping[str, str], level: int = logging.INFO) -> None:
     """Sends everything logged in this process to `<log_dir>/<name>.log`, or to standard error without a folder."""
     handler: logging.Handler
     if log_dir is not None:
@@ -48,9 +46,7 @@ def start_logging(
         handler = logging.StreamHandler(sys.stderr)
         journal = _is_journal(environ)
         handler.setFormatter(
-            Journal(f"{name}: %(message)s")
-            if journal
-            else OneLine(f"%(asctime)s %(levelname)s {name}: %(message)s")
+            Journal(f"{name}: %(message)s") if journal else OneLine(f"%(asctime)s %(levelname)s {name}: %(message)s")
         )
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -64,6 +60,4 @@ def _is_journal(environ: Mapping[str, str]) -> bool:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
         return False
-    return (
-        stat.S_ISSOCK(status.st_mode) and environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-    )
+    return stat.S_ISSOCK(status.st_mode) and environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

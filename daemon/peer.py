@@ -77,9 +77,7 @@ def _ask_netlink(family: int, peer: Address, ours: Address) -> Owner | Gone:
         + NO_COOKIE
     )
     link = _netlink()
-    link.sendto(
-        _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0) + body, (0, 0)
-    )
+    link.sendto(_HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0) + body, (0, 0))
     answer = link.recv(4096)
     kind = _HEADER.unpack_from(answer)[1]
     if kind == NLMSG_ERROR:
@@ -94,9 +92,7 @@ def _ask_netlink(family: int, peer: Address, ours: Address) -> Owner | Gone:
 def _ask_proc(family: int, peer: Address, ours: Address) -> Owner | Gone | Untold:
     def as_proc(address: Address) -> str:
         packed = socket.inet_pton(family, address[0])
-        words = (
-            packed[at : at + 4][::-1].hex().upper() for at in range(0, len(packed), 4)
-        )  # host byte order: little
+        words = (packed[at : at + 4][::-1].hex().upper() for at in range(0, len(packed), 4))  # host byte order: little
         return f"{''.join(words)}:{address[1]:04X}"
 
     table = Path("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp")

@@ -58,9 +58,7 @@ class JsonStream:
     def piece(self, piece: Piece) -> None:
         # One write for each read upstream: what arrived together is sent together.
         if piece.thinking:
-            self.tell(
-                StreamChunk(self._request_id, chunk_index=self.exchange.chunks, thinking=piece.thinking)
-            )
+            self.tell(StreamChunk(self._request_id, chunk_index=self.exchange.chunks, thinking=piece.thinking))
         if piece.content:
             self.tell(StreamChunk(self._request_id, chunk_index=self.exchange.chunks, content=piece.content))
 

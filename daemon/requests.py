@@ -75,9 +75,7 @@ class Requests:
         """Takes a JSON request, or refuses it."""
         if self._is_full(request.request_id):
             return
-        if request.request_id is not None and any(
-            one.request_id == request.request_id for one in self._running
-        ):
+        if request.request_id is not None and any(one.request_id == request.request_id for one in self._running):
             error = BadRequest(f"request_id: {request.request_id!r} is already under way on this connection")
             self._conversation.refuse(error, request.request_id)
             return
@@ -144,9 +142,7 @@ class Requests:
     def _is_full(self, request_id: RequestId | None, *, plain: bool = False) -> bool:
         if self._count() < self._limit():
             return False
-        sentence = (
-            f"{self._limit()} requests are under way on this connection: wait for an answer, or cancel one"
-        )
+        sentence = f"{self._limit()} requests are under way on this connection: wait for an answer, or cancel one"
         self._conversation.refuse(Busy(sentence, retry_after=1.0), request_id, plain=plain)
         return True
 
@@ -170,9 +166,7 @@ class Requests:
             await running.work(running)
         except Exception:  # the fence: one request failing is a log line and an error, never the server
             trace = self._server.log_failure("a request failed")
-            sentence = (
-                f"something went wrong here; the log of {self._specialist.config.name} has it as {trace}"
-            )
+            sentence = f"something went wrong here; the log of {self._specialist.config.name} has it as {trace}"
             self._conversation.refuse(Internal(sentence), running.request_id)
         finally:
             self._specialist.in_flight -= 1
@@ -267,7 +261,5 @@ class Requests:
             await self._specialist.remember(answer, running.why or "gone")
         if running.why == "draining":
             name = self._specialist.config.name
-            raise Draining(
-                f"{name} stopped before the answer was whole", partial=answer.content, retry_after=1.0
-            )
+            raise Draining(f"{name} stopped before the answer was whole", partial=answer.content, retry_after=1.0)
         return "cancelled" if running.why == "cancelled" else None

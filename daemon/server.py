@@ -44,9 +44,7 @@ class Server:
         self.stopping = False
         self._users = {os.getuid(), ROOT, *specialist.config.allowed_uids}
         self._conversations: set[Conversation] = set()
-        self._unspoken: dict[
-            Conversation, None
-        ] = {}  # in the order of their accept: the longest idle one is first
+        self._unspoken: dict[Conversation, None] = {}  # in the order of their accept: the longest idle one is first
         self._emptied = asyncio.Event()
         self._group: anyio.abc.TaskGroup | None = None
 
@@ -93,9 +91,7 @@ class Server:
         return uid in self._users
 
     def full(self) -> Busy:
-        sentence = (
-            f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
-        )
+        sentence = f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
         return Busy(sentence, retry_after=1.0)
 
     def log_failure(self, what: str) -> str:

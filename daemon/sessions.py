@@ -68,9 +68,7 @@ class Sessions:
         """Stores one question and its answer."""
         await self._call(self._add, session_id, question, answer, model, done_reason)
 
-    async def history(
-        self, session_id: str | None, limit: int, before: float | None
-    ) -> tuple[list[StoredTurn], int]:
+    async def history(self, session_id: str | None, limit: int, before: float | None) -> tuple[list[StoredTurn], int]:
         """The newest `limit` turns older than `before`, oldest first, and how many turns there are in all."""
         return await self._call(self._history, session_id, limit, before)
 
@@ -96,9 +94,7 @@ class Sessions:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
             # Several worker threads use it, never two at once: the limiter has one place.
-            connection = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = normal")
             connection.execute("pragma secure_delete = on")

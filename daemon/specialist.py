@@ -56,9 +56,7 @@ class Specialist:
     def __init__(self, config: SpecialistConfig, backend: Backend) -> None:
         self.config = config
         self.backend = backend
-        self.sessions = Sessions(
-            Path(config.data_dir) / "sessions" / f"{config.name}.db", config.retention_days
-        )
+        self.sessions = Sessions(Path(config.data_dir) / "sessions" / f"{config.name}.db", config.retention_days)
         self.instance = secrets.token_hex(8)
         self.draining = False
         self.clients = 0
@@ -206,9 +204,7 @@ class Specialist:
         window = self.backend.context_length
         if window is not None:
             # The answer's share is reserved inside the window, or generation would push the prompt out of it.
-            reserve = min(
-                options.max_tokens or self.config.limits.answer_tokens, int(window * SMALLEST_PROMPT_SHARE)
-            )
+            reserve = min(options.max_tokens or self.config.limits.answer_tokens, int(window * SMALLEST_PROMPT_SHARE))
             options = msgspec.structs.replace(options, max_tokens=options.max_tokens or reserve)
             fixed = self.config.persona + asked.content
             kept = fitting(turns, fixed, window - reserve, self._ratio.value)
@@ -226,9 +222,7 @@ class Specialist:
         return await self.sessions.turns(answer.session_id)
 
     async def _cut(self, answer: Answer, dropped: int, kept: int, window: int) -> None:
-        answer.notices.append(
-            f"the {dropped} oldest turns were left out: the model's context holds {window} tokens"
-        )
+        answer.notices.append(f"the {dropped} oldest turns were left out: the model's context holds {window} tokens")
         if answer.chat.history is None:
             await self.sessions.cut(answer.session_id, kept)
 

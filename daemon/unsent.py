@@ -32,9 +32,7 @@ class Ledger:
     def __init__(self, write_timeout: float, max_buffered_bytes: int) -> None:
         self.write_timeout = write_timeout
         self.max_buffered_bytes = max_buffered_bytes
-        self._slow: dict[
-            Reader, tuple[float, int]
-        ] = {}  # since when no byte was taken, and how many had been by then
+        self._slow: dict[Reader, tuple[float, int]] = {}  # since when no byte was taken, and how many had been by then
         self._estimate = 0  # never below the true sum: corrected when it passes the limit
         self._timer: asyncio.TimerHandle | None = None
 
@@ -69,9 +67,7 @@ class Ledger:
             if self._estimate <= self.max_buffered_bytes:
                 return
             self._estimate -= reader.unsent()
-            reader.cut_off(
-                "all unsent answers together are over max_buffered_bytes, and this reader was stuck longest"
-            )
+            reader.cut_off("all unsent answers together are over max_buffered_bytes, and this reader was stuck longest")
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()

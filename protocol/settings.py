@@ -32,9 +32,7 @@ class Backend(Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     api_key_file: str | None = None
     parallel: Count | None = None
-    pace: Positive = (
-        60.0  # tokens a second of the builtin backend: fast enough to read, slow enough to see it stream
-    )
+    pace: Positive = 60.0  # tokens a second of the builtin backend: fast enough to read, slow enough to see it stream
     options: dict[str, Any] = {}
 
 
@@ -45,9 +43,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     answer_tokens: Count = 2048  # num_predict; Ollama's own bound is ten times the context
     connections: Count = 4096
     in_flight: Count = 16
-    first_byte: Positive = (
-        600.0  # queue, load and prefill together: no status line comes before the first token
-    )
+    first_byte: Positive = 600.0  # queue, load and prefill together: no status line comes before the first token
     silence: Positive = 60.0
     write_timeout: Positive = 30.0
 

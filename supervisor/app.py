@@ -161,9 +161,7 @@ async def _take_over(
         if keeper := keepers.get(process.name):
             keeper.tell(Adopted(process.pid, process.started, process.draining))
         else:
-            logger.warning(
-                "%s is not in the team any more: its process %d is ended", process.name, process.pid
-            )
+            logger.warning("%s is not in the team any more: its process %d is ended", process.name, process.pid)
             await link.signal(process.pid, signal.SIGTERM)
     alive = {process.name for process in living.processes}
     for exit_ in living.exits:
@@ -208,9 +206,7 @@ def _signal(pid: int, number: int) -> None:
         pass
 
 
-def _entries(
-    loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None
-) -> list[SpecialistStatus]:
+def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None) -> list[SpecialistStatus]:
     """The team as the registry begins: stopped, with what is remembered of restarts and of the last exit."""
     known = {one.name: one for one in before.specialists} if before is not None else {}
 
@@ -235,9 +231,7 @@ def _entries(
 def _backend(loaded: Loaded, before: StatusReport | None) -> BackendStatus:
     if before is not None:
         return before.backend
-    return BackendStatus(
-        loaded.settings.backend.kind, loaded.url, "down", None, loaded.settings.backend.model
-    )
+    return BackendStatus(loaded.settings.backend.kind, loaded.url, "down", None, loaded.settings.backend.model)
 
 
 async def _wait_any(*events: anyio.Event) -> None:

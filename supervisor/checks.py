@@ -188,9 +188,7 @@ def _expected(type_: Any) -> str:
     if isinstance(info, inspect.ListType):
         return f"a list of {_expected_items(info.item_type)}"
     if isinstance(info, (inspect.IntType, inspect.FloatType)):
-        return ("an integer" if isinstance(info, inspect.IntType) else "a number") + _limits(
-            info.ge, info.gt, info.le
-        )
+        return ("an integer" if isinstance(info, inspect.IntType) else "a number") + _limits(info.ge, info.gt, info.le)
     return "true or false" if isinstance(info, inspect.BoolType) else "a string"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from protocol import control as messages
@@ -44,9 +45,7 @@ WRITE_WITHIN = 30.0  # seconds a client has to take a line
 class Fleet:
     """The keepers and what can be asked of them together. `stop` set means that the supervisor goes down."""
 
-    def __init__(
-        self, registry: Registry, keepers: dict[str, Keeper], stop: anyio.Event, loaded: Loaded
-    ) -> None:
+    def __init__(self, registry: Registry, keepers: dict[str, Keeper], stop: anyio.Event, loaded: Loaded) -> None:
         self.registry = registry
         self.keepers = keepers
         self.stop = stop
@@ -112,15 +111,13 @@ class Fleet:
                 keeper.tell(Command("drain", "asked to drain"))
         if not getattr(request, "wait", True):
             return Outcome(name, old_pid=old)
-        await anyio.sleep(0)  # the keeper takes its inbox before anybody looks at what it did
+        await anyio.lowlevel.checkpoint()  # the keeper takes its inbox before anybody looks at what it did
         with anyio.move_on_after(GIVE_UP_AFTER):
             error = await self._outcome(request, keeper, old)
             took = round((anyio.current_time() - began) * 1000, 1)
             down_ms = took if isinstance(request, messages.Restart) else None
             return Outcome(name, old_pid=old, new_pid=keeper.pid, down_ms=down_ms, error=error)
-        return Outcome(
-            name, old_pid=old, new_pid=keeper.pid, error=f"still {keeper.state.value}: see chorus status"
-        )
+        return Outcome(name, old_pid=old, new_pid=keeper.pid, error=f"still {keeper.state.value}: see chorus status")
 
     async def _outcome(self, request: messages.Named, keeper: Keeper, old: int | None) -> str | None:
         """Waits until a command is carried out; returns why it cannot be, or None."""
@@ -130,9 +127,7 @@ class Fleet:
         if isinstance(request, messages.Drain):
             if keeper.pid is None:
                 return f"{keeper.name} is not running"
-            await self.registry.wait_for(
-                lambda: keeper.state is not State.READY and keeper.state is not State.DEGRADED
-            )
+            await self.registry.wait_for(lambda: keeper.state is not State.READY and keeper.state is not State.DEGRADED)
             return None if keeper.state is State.DRAINING else f"{keeper.name} is {keeper.state.value}"
 
         def settled() -> bool:
@@ -147,9 +142,7 @@ class Fleet:
         return f"{status.last_error or keeper.state.value}; {status.remedy or 'see chorus status'}"
 
     def _setback(self, keeper: Keeper) -> bool:
-        return keeper.state is State.FAILED or (
-            keeper.state is State.BACKING_OFF and keeper.due_in() > SETBACK
-        )
+        return keeper.state is State.FAILED or (keeper.state is State.BACKING_OFF and keeper.due_in() > SETBACK)
 
 
 class Control:
@@ -187,9 +180,7 @@ class _Caller:
 
     async def serve(self) -> None:
         if not self._is_allowed():
-            await self._send(
-                error_reply(Forbidden("this team belongs to another user of this machine"), None, None)
-            )
+            await self._send(error_reply(Forbidden("this team belongs to another user of this machine"), None, None))
             return
         while True:
             try:
@@ -220,9 +211,7 @@ class _Caller:
         match request:
             case messages.Status():
                 report = fleet.registry.report(fleet.resolve(request.names))
-                await self._send(
-                    Result(request_id=request.request_id, ok=True, changed=[], failed=[], status=report)
-                )
+                await self._send(Result(request_id=request.request_id, ok=True, changed=[], failed=[], status=report))
             case messages.Watch():
                 await self._watch(request)
             case messages.Shutdown():
@@ -247,9 +236,7 @@ class _Caller:
             async for change in watcher.changes():
                 await self._send(msgspec.structs.replace(change, request_id=request.request_id))
 
-    async def _with_progress(
-        self, request: Request, names: list[str], work: Callable[[], Awaitable[object]]
-    ) -> None:
+    async def _with_progress(self, request: Request, names: list[str], work: Callable[[], Awaitable[object]]) -> None:
         """Does the work while its transitions are told."""
         async with self._fleet.registry.watch() as watcher, anyio.create_task_group() as group:
 
@@ -268,7 +255,7 @@ class _Caller:
                         )
 
             group.start_soon(tell)
-            await anyio.sleep(0)  # so that the snapshot is taken before the work begins
+            await anyio.lowlevel.checkpoint()  # so that the snapshot is taken before the work begins
             await work()
             watcher.stop()  # what happened before this is still told
 
@@ -284,9 +271,7 @@ class _Caller:
             ) from None
         try:
             members = [_member(fleet.registry[name]) for name in names]
-            question = TeamQuestion(
-                content=request.content, timeout=request.timeout, deadline=request.deadline
-            )
+            question = TeamQuestion(content=request.content, timeout=request.timeout, deadline=request.deadline)
             async with ask_team(members, question) as events:
                 async for event in events:
                     await self._send(
@@ -333,9 +318,7 @@ def _decode(line: bytes) -> Request:
     if decode is None:
         known = ", ".join(CONTROL_TYPES)
         reason = (
-            UnknownType(f"unknown type {head.type!r}: known are {known}")
-            if head.type
-            else BadRequest("type: missing")
+            UnknownType(f"unknown type {head.type!r}: known are {known}") if head.type else BadRequest("type: missing")
         )
         raise BadLine(reason, head.request_id)
     try:

@@ -28,20 +28,14 @@ class Dirs(Struct, frozen=True):
 
 def dirs(environ: Mapping[str, str]) -> Dirs:
     home = _home(environ)
-    state = (
-        _managed(environ, "STATE_DIRECTORY")
-        or _xdg(environ, "XDG_STATE_HOME")
-        or home / ".local/state/chorus"
-    )
+    state = _managed(environ, "STATE_DIRECTORY") or _xdg(environ, "XDG_STATE_HOME") or home / ".local/state/chorus"
     config = _managed(environ, "CONFIGURATION_DIRECTORY") or _xdg(environ, "XDG_CONFIG_HOME")
     return Dirs(
         config=config or home / ".config/chorus",
         data=_xdg(environ, "XDG_DATA_HOME") or _managed_data(environ) or home / ".local/share/chorus",
         state=state,
         logs=_managed(environ, "LOGS_DIRECTORY") or state / "logs",
-        runtime=_managed(environ, "RUNTIME_DIRECTORY")
-        or _xdg(environ, "XDG_RUNTIME_DIR")
-        or _temporary(environ),
+        runtime=_managed(environ, "RUNTIME_DIRECTORY") or _xdg(environ, "XDG_RUNTIME_DIR") or _temporary(environ),
     )
 
 
@@ -97,9 +91,7 @@ def _managed_data(environ: Mapping[str, str]) -> Path | None:
 
 def _xdg(environ: Mapping[str, str], variable: str) -> Path | None:
     value = environ.get(variable, "")
-    return (
-        Path(value) / "chorus" if value.startswith("/") else None
-    )  # the specification: ignore a relative path
+    return Path(value) / "chorus" if value.startswith("/") else None  # the specification: ignore a relative path
 
 
 def _temporary(environ: Mapping[str, str]) -> Path:

@@ -42,9 +42,7 @@ def resolve(loaded: Loaded, name: str) -> SpecialistConfig:
     known = dict.fromkeys([*settings.roster, *settings.specialists, *names.ROSTER])
     if name not in known:
         close = names.near(name, known, 1)
-        raise NotFound(
-            f'there is no specialist "{name}"' + (f': did you mean "{close[0]}"?' if close else "")
-        )
+        raise NotFound(f'there is no specialist "{name}"' + (f': did you mean "{close[0]}"?' if close else ""))
     own, who = settings.specialists.get(name, UNKNOWN), persona(name, settings)
     return SpecialistConfig(
         name=name,
@@ -99,13 +97,9 @@ def offsets(settings: Settings, remembered: Mapping[str, int]) -> dict[str, int]
         if name in names.OFFSETS or own.port or name in given:
             continue
         used = {*given.values(), *taken}
-        given[name] = next(
-            offset for offset in range(names.FIRST_FREE_OFFSET, LAST_PORT) if offset not in used
-        )
+        given[name] = next(offset for offset in range(names.FIRST_FREE_OFFSET, LAST_PORT) if offset not in used)
     if over := [name for name in settings.roster if settings.port_base + given.get(name, 0) > LAST_PORT]:
-        raise ConfigError(
-            [f"port_base: expected less, got {settings.port_base}: no port is left for {over[0]}"]
-        )
+        raise ConfigError([f"port_base: expected less, got {settings.port_base}: no port is left for {over[0]}"])
     return given
 
 
@@ -147,9 +141,7 @@ def _stranger(name: str, description: str | None) -> Persona:
     title = name.replace("_", " ").title()
     field = (description or "").strip().rstrip(".")
     work = (
-        f"Your field is this: {field}."
-        if field
-        else "You have no fixed field: your strength is an independent look."
+        f"Your field is this: {field}." if field else "You have no fixed field: your strength is an independent look."
     )
     return Persona(
         role="specialist",

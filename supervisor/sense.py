@@ -90,11 +90,7 @@ def _mentioned(settings: Settings) -> Iterator[Finding]:
     """Names that stand elsewhere than in the roster."""
     roster = {names.canonical(one) for one in settings.roster}
     for name in settings.specialists:
-        if (
-            name not in names.OFFSETS
-            and name not in roster
-            and (near := _near(name, [*names.ROSTER, *roster]))
-        ):
+        if name not in names.OFFSETS and name not in roster and (near := _near(name, [*names.ROSTER, *roster])):
             yield ("specialists", name), f'no specialist of that name - did you mean "{near}"?'
     known = {*names.ROSTER, *roster, *settings.specialists}
     for role, spelled in settings.roles.items():

@@ -83,9 +83,7 @@ def is_docstring_and_names(source: str) -> bool:
     )
 
 
-SOURCES = sorted(
-    path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-)
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES)

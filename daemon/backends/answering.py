@@ -1,4 +1,6 @@
-"""One answer as steps: what it waits for, its pieces, and its end. The same for every server that streams lines."""
+"""One answer as steps: what it waits for, its pieces, and its end. The same for every server that streams
+lines.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Source(Protocol):
 
 
 async def answered(start: Callable[[], Call], reading: Reading, source: Source) -> AsyncGenerator[Step, None]:
-    """The steps of one answer, which starts with the first step asked for. Closing it ends it at the model server."""
+    """The steps of one answer, which starts with the first step asked for. Closing it ends it at the model
+    server.
+    """
     call = start()
     said: Waiting | None = None
     heard = False
@@ -46,12 +50,7 @@ async def answered(start: Callable[[], Call], reading: Reading, source: Source) 
                 said = waiting
                 yield waiting
         while not reading.over:
-            try:
-                lines = await call.lines()
-            except ModelServerError:
-                if not reading.finished:
-                    raise
-                break
+            lines = await call.lines()
             if not lines:
                 break
             if not heard:
@@ -78,17 +77,13 @@ async def answered(start: Callable[[], Call], reading: Reading, source: Source) 
 
 
 def truncated(url: str) -> Truncated:
-    return Truncated(
-        f"the answer of {url} ended without saying that it was done: ask again, or ask for less at a time"
-    )
+    return Truncated(f"the answer of {url} ended without saying that it was done: ask again, or ask for less at a time")
 
 
 def empty(done_reason: str, *, thought: bool) -> EmptyAnswer:
     """Done, and not one character of content."""
     if thought and done_reason == "length":
-        return EmptyAnswer(
-            "the model spent all its tokens on thinking: raise max_tokens, or ask with think false"
-        )
+        return EmptyAnswer("the model spent all its tokens on thinking: raise max_tokens, or ask with think false")
     if thought:
         return EmptyAnswer("the model thought, and then said nothing: ask again, or ask with think false")
     return EmptyAnswer("the model ended its answer without a single character: ask again, or ask differently")

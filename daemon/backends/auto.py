@@ -1,7 +1,7 @@
 """Finds out by itself where answers come from, for machines where nobody has configured anything.
 
-It starts on the built-in echo only where no model server was ever seen, and moves to the model server as soon as one
-answers, once and for good: an echo in place of a model that is only down for a minute would be a lie.
+It starts on the built-in echo only where no model server was ever seen, and moves to the model server as soon
+as one answers, once and for good: an echo in place of a model that is only down for a minute would be a lie.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 class Auto:
-    """The backend that is the built-in echo until a model server answers. Everything it says is the current one's."""
+    """The backend that is the built-in echo until a model server answers. Everything it says is the current
+    one's.
+    """
 
     def __init__(self, config: SpecialistConfig, rhythm: Rhythm = USUAL) -> None:
         self._config = config
@@ -66,18 +68,24 @@ class Auto:
             await self._ollama.run(task_status=task_status)
             return
         task_status.started()
-        while not self._memory.read().seen and not await self._listens():
-            await anyio.sleep(self._rhythm.probe)
+        await self._listening()
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._ollama.run)
             await self._usable()
             self._current = self._ollama
-            log.info(
-                "a model server answers at %s: answers come from %s now", self._config.url, self.model or "it"
-            )
+            log.info("a model server answers at %s: answers come from %s now", self._config.url, self.model or "it")
+
+    async def _listening(self) -> None:
+        """Returns when something listens there, or when another process has found a model server before."""
+        while not self._memory.read().seen:
+            if await self._listens():
+                return
+            await anyio.sleep(self._rhythm.probe)
 
     async def _usable(self) -> None:
-        """Returns when the model server has a model that can answer, or when another process has found one before."""
+        """Returns when the model server has a model that can answer, or when another process has found one
+        before.
+        """
         while not self._memory.read().seen:
             if await self._listens():
                 await self._ollama.look()

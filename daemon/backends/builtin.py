@@ -1,4 +1,5 @@
-"""The built-in echo: answers without any model, so that the whole system can be tried, and tested, on a bare machine.
+"""The built-in echo: answers without any model, so that the whole system can be tried, and tested, on a bare
+machine.
 
 It never pretends: its first sentence says what it is, and how to get a real model.
 """
@@ -20,15 +21,15 @@ from protocol.settings import SpecialistConfig
 NAME = "builtin"
 HOW = "install and start Ollama (https://ollama.com), then run `ollama pull llama3.2`"
 NOTE = f"answers come from the built-in echo, not from a language model: {HOW}"
-WHAT = (
-    f"I am the built-in echo, not a language model: I only repeat what reached me. For real answers, {HOW}."
-)
+WHAT = f"I am the built-in echo, not a language model: I only repeat what reached me. For real answers, {HOW}."
 
 LONGEST_ECHO = 300  # characters of each part that is repeated
 
 
 class Builtin:
-    """The backend that needs nothing. `pace` is in tokens a second; a token is a word with the space before it."""
+    """The backend that needs nothing. `pace` is in tokens a second; a token is a word with the space before
+    it.
+    """
 
     kind = NAME
     model = NAME
@@ -86,9 +87,7 @@ def divided(content: str) -> tuple[list[str], str]:
     rest = content
     while True:
         part, gap, after = rest.partition("\n\n")
-        if not gap or not (
-            part.startswith("Context: ") or "\n> " in part or part.endswith("work on from it.")
-        ):
+        if not gap or not (part.startswith("Context: ") or "\n> " in part or part.endswith("work on from it.")):
             return context, rest
         context.append(part)
         rest = after

@@ -1,7 +1,7 @@
 """One question on its way to the model server, from the first moment to the last byte of the answer.
 
-First a task waits for the status line (`open`), while whoever asked waits in `settled`; then `lines` reads the body, in
-the asker's own task: no hand-over per token.
+First a task waits for the status line (`open`), while whoever asked waits in `settled`; then `lines` reads
+the body, in the asker's own task: no hand-over per token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import aiohttp
 import anyio
 
 from daemon.backends import http
-from daemon.backends.http import FOREIGN, Refused
+from daemon.backends.http import FOREIGN, StatusError
 from daemon.backends.silence import Silence
 from protocol.errors import BackendDown, LineTooLong, ModelError, ProtocolError, Stalled
 from protocol.framing import LineBuffer
@@ -26,7 +26,9 @@ LONGEST_LINE = 8 * 1_048_576  # the limit of Ollama's own client
 
 
 class Call:
-    """The state of one question. Its opening task writes `_response` and `_failure`; the asker reads and closes."""
+    """The state of one question. Its opening task writes `_response` and `_failure`; the asker reads and
+    closes.
+    """
 
     def __init__(self, model: str, upstream: Upstream) -> None:
         self.model = model
@@ -41,6 +43,7 @@ class Call:
         self._failure: ProtocolError | None = None
         self._buffer = LineBuffer(LONGEST_LINE)
         self._heard = False  # a line came
+        self._complete = False  # nothing of the answer is missing
         self._closed = False
 
     async def open(self, opening: Callable[[Call], Awaitable[aiohttp.ClientResponse]]) -> None:
@@ -48,7 +51,7 @@ class Call:
         with self._opening:
             try:
                 response = await opening(self)
-            except Refused as error:
+            except StatusError as error:
                 self._failure = http.refused(error.refusal, self._upstream.server, self.model)
             except ProtocolError as error:
                 self._failure = error
@@ -59,7 +62,8 @@ class Call:
         self.news.set()
 
     async def settled(self) -> bool:
-        """Waits for the status line, but not for long: false means, look at what the wait is for and come again.
+        """Waits for the status line, but not for long: false means, look at what the wait is for and come
+        again.
 
         Raises what went wrong instead.
         """
@@ -82,7 +86,8 @@ class Call:
         return self._loop.time() - self.began >= self._upstream.rhythm.quiet
 
     async def lines(self) -> list[bytes]:
-        """The whole lines of the next read that completes any; a last one without its end counts; none is the end.
+        """The whole lines of the next read that completes any; a last one without its end counts; none is the
+        end.
 
         Raises Stalled, ModelError, or BackendDown where not one line had come.
         """
@@ -97,6 +102,8 @@ class Call:
             try:
                 data = await content.readany()
             except FOREIGN as error:
+                if self._complete:
+                    return []
                 raise self._failed(error) from None
             if not data:
                 last = buffer.last_line()
@@ -107,11 +114,8 @@ class Call:
                     lines.append(line)
             except LineTooLong:
                 if not lines:
-                    raise ModelError(
-                        f"{self._upstream.server.url} sent a line of more than {LONGEST_LINE} bytes: is it a model server?"
-                    ) from None
-                # Met again in the next call, by what is left of that line.
-                self._failure = ModelError("a line of the answer was too long")
+                    raise self._too_long() from None
+                self._failure = self._too_long()  # raised by the next call, when these lines are delivered
         silence.since = None
         if not self._heard:
             self._heard = True
@@ -120,17 +124,23 @@ class Call:
         return lines
 
     def expect_end(self) -> None:
-        """The answer is complete; what follows must come soon or not at all."""
-        self._silence.allow(self._upstream.rhythm.after_finish)
+        """The answer is complete; what follows must come soon, and a failure from now on is only its end."""
+        if not self._complete:
+            self._complete = True
+            self._silence.allow(self._upstream.rhythm.after_finish)
 
     def finish(self) -> None:
-        """The answer is complete: the rest of the body is read aside, so that the connection can be used again.
+        """The answer is complete: the rest of the body is read aside, so that the connection can be used
+        again.
 
         Closing it would be right as well, but a server that is still writing then logs a failure.
         """
         response, self._response = self._response, None
-        if response is not None and not response.content.at_eof():
-            self._upstream.start(_read_to_the_end, response, self._upstream.rhythm.after_finish)
+        if response is not None:
+            if response.content.at_eof() or not self._upstream.is_open:
+                response.close()
+            else:
+                self._upstream.start(_read_to_the_end, response, self._upstream.rhythm.after_finish)
         self.close()
 
     def fail(self, failure: ProtocolError) -> None:
@@ -162,12 +172,14 @@ class Call:
             return self._stalled()
         if self._failure is not None:
             return self._failure
+        url = self._upstream.server.url
         if not self._heard:
-            return BackendDown(
-                f"the model server at {self._upstream.server.url} broke the connection before its first word: "
-                "see its log, then ask again"
-            )
+            return BackendDown(f"{url} broke the connection before its first word: see its log, then ask again")
         return http.broken(error, self._upstream.server)
+
+    def _too_long(self) -> ModelError:
+        url = self._upstream.server.url
+        return ModelError(f"{url} sent a line of more than {LONGEST_LINE} bytes: is it a model server?")
 
     def _stalled(self) -> Stalled:
         limit, url = self._silence.limit, self._upstream.server.url

@@ -1,4 +1,6 @@
-"""The seam to a model server: every way in which HTTP can fail becomes one of protocol.errors here, with its remedy."""
+"""The seam to a model server: every way in which HTTP can fail becomes one of protocol.errors here, with its
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from protocol.errors import (
     ProtocolError,
 )
 
-# What an HTTP exchange raises. HttpProcessingError is no ClientError, and comes out of garbage between two chunks;
-# ValueError is a host that cannot be encoded, or a body that cannot be decoded.
+# What an HTTP exchange raises. HttpProcessingError is no ClientError, and comes out of garbage between two
+# chunks; ValueError is a host that cannot be encoded, or a body that cannot be decoded.
 FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, TimeoutError, ValueError)
 # The other side closed a connection that there was.
 CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -59,7 +61,7 @@ class Refusal(Struct, frozen=True):
         return self.status == 404 and bool(_NO_MODEL.search(self.text))
 
 
-class Refused(Exception):
+class StatusError(Exception):
     """The model server answered with something else than 200; whoever asked knows what that means."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -112,9 +114,7 @@ def refused(refusal: Refusal, server: Server, model: str) -> ProtocolError:
     if status == 404:
         if refusal.is_missing_model:
             return server.missing(model)
-        return BackendDown(
-            f"what answers at {server.url} does not know this request (404 {said}): correct backend.url"
-        )
+        return BackendDown(f"what answers at {server.url} does not know this request (404 {said}): correct backend.url")
     if status == 401:
         return BackendDown(f"{server.url} wants another key (401 {said}): name it with backend.api_key_file")
     if status == 403 and not said:
@@ -129,12 +129,8 @@ def refused(refusal: Refusal, server: Server, model: str) -> ProtocolError:
     if 400 <= status < 500:
         return BadRequest(f"the model server refuses this request ({status} {said}): change the request")
     if status in (502, 504) or status < 400:
-        return BackendDown(
-            f"{server.url} answers {status} {said}: point backend.url at the model server itself"
-        )
-    return ModelError(
-        f"the model server failed ({status} {said}): see its log; the model may not fit in memory"
-    )
+        return BackendDown(f"{server.url} answers {status} {said}: point backend.url at the model server itself")
+    return ModelError(f"the model server failed ({status} {said}): see its log; the model may not fit in memory")
 
 
 def retry_after(header: str | None) -> float | None:
@@ -156,7 +152,9 @@ _decode_error = msgspec.json.Decoder(_Error).decode
 
 
 def said_by(body: bytes) -> str:
-    """The sentence in an error body: a string, an object with a message, or such an object as JSON inside the string."""
+    """The sentence in an error body: a string, an object with a message, or such an object as JSON inside the
+    string.
+    """
     text = body.decode(errors="replace").strip()
     for _ in range(3):  # llama-server's JSON comes as a string inside Ollama's
         try:

@@ -1,7 +1,7 @@
 """What is remembered of the model server between runs: that one was seen, and which model was chosen there.
 
-One small file in the state folder, shared by all specialists. Several processes may write at once: each replaces the
-whole file, and all of them choose alike.
+One small file in the state folder, shared by all specialists. Several processes may write at once: each
+replaces the whole file, and all of them choose alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ FILE_NAME = "backend.json"
 
 
 class Remembered(Struct, frozen=True):
-    """`model` is the default model chosen at `url`. `seen`: some model server answered once, here or elsewhere."""
+    """`model` is the default model chosen at `url`. `seen`: some model server answered once, here or
+    elsewhere.
+    """
 
     url: str = ""
     model: str | None = None
@@ -52,7 +54,9 @@ class Memory:
         return remembered.model if remembered.url == url else None
 
     def write(self, remembered: Remembered) -> None:
-        """Replaces the file in one step. A state folder that cannot be written costs the memory, nothing else."""
+        """Replaces the file in one step. A state folder that cannot be written costs the memory, nothing
+        else.
+        """
         if self.read() == remembered:
             return
         try:
@@ -66,6 +70,4 @@ class Memory:
                 os.unlink(name)
                 raise
         except OSError as error:
-            log.warning(
-                "%s cannot be written (%s): the model server will be found anew next time", self._path, error
-            )
+            log.warning("%s cannot be written (%s): the model server will be found anew next time", self._path, error)

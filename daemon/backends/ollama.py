@@ -1,7 +1,8 @@
 """Answers from Ollama, by its own protocol.
 
-Success is a line with `done: true`, nothing else. A model that is not loaded is loaded first, by a task of this backend
-that no user can cancel: a client that leaves while Ollama loads a model for it aborts the load for everybody.
+Success is a line with `done: true`, nothing else. A model that is not loaded is loaded first, by a task of
+this backend that no user can cancel: a client that leaves while Ollama loads a model for it aborts the load
+for everybody.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from msgspec import Struct
 from daemon.backends import Prompt, Step, Waiting, http
 from daemon.backends.answering import answered
 from daemon.backends.call import Call
-from daemon.backends.http import UNREADABLE, Refused, Server
+from daemon.backends.http import UNREADABLE, Server, StatusError
 from daemon.backends.memory import Memory
 from daemon.backends.ollama_models import OllamaModels, full_name
 from daemon.backends.ollama_wire import OllamaReading, chat_body, generate_body, load_body
 from daemon.backends.rhythm import USUAL, Rhythm
 from daemon.backends.upstream import Upstream
 from daemon.backends.watching import Watch
-from protocol.errors import BackendDown, ModelError, ModelMissing, ProtocolError, Stalled
+from protocol.errors import BackendDown, EmptyAnswer, ModelError, ModelMissing, ProtocolError, Stalled, Truncated
 from protocol.messages import BackendState, BackendStateName
 from protocol.settings import SpecialistConfig
 
@@ -113,13 +114,11 @@ class Ollama:
         try:
             with anyio.fail_after(self._rhythm.look_limit):
                 await self._models.look()
-        except Refused as error:
+        except StatusError as error:
             self._note(http.refused(error.refusal, self._server, self.model))
         except TimeoutError:
             self._note(
-                BackendDown(
-                    f"{self._server.url} does not answer within {self._rhythm.look_limit:g} s: see its log"
-                )
+                BackendDown(f"{self._server.url} does not answer within {self._rhythm.look_limit:g} s: see its log")
             )
         except ProtocolError as error:
             self._note(error)
@@ -151,7 +150,7 @@ class Ollama:
             with anyio.fail_after(self._config.limits.first_byte):
                 body = await self._upstream.fetch("POST", EMBED, {"model": model, "input": texts})
             vectors = _vectors(body)
-        except Refused as error:
+        except StatusError as error:
             raise http.refused(error.refusal, self._server, model) from None
         except TimeoutError:
             raise Stalled(
@@ -168,7 +167,9 @@ class Ollama:
         return vectors.embeddings, vectors.model or model
 
     async def _open(self, prompt: Prompt, call: Call) -> aiohttp.ClientResponse:
-        """Everything up to the status line: the state if it is not known yet, the warm-up if it is needed, the question."""
+        """Everything up to the status line: the state if it is not known yet, the warm-up if it is needed,
+        the question.
+        """
         if self._watch.looked_at is None:
             await self._watch.fresh()
         model = call.model = call.model or await self._default()
@@ -181,7 +182,7 @@ class Ollama:
         if self._has_chat:
             try:
                 return await self._upstream.post(CHAT, chat)
-            except Refused as error:
+            except StatusError as error:
                 if not self._is_without_chat(error):
                     raise
         return await self._upstream.post(GENERATE, generate_body(model, prompt, self._config, can_think))
@@ -195,7 +196,7 @@ class Ollama:
             raise kind(self._trouble.sentence)
         return self.model
 
-    def _is_without_chat(self, error: Refused) -> bool:
+    def _is_without_chat(self, error: StatusError) -> bool:
         if error.refusal.status != 404 or error.refusal.is_missing_model:
             return False
         if self._has_chat:
@@ -216,9 +217,7 @@ class Ollama:
         await warm_up.over.wait()
         call.warming = False
         if warm_up.failure is not None:
-            failure = (
-                warm_up.failure
-            )  # each who waited gets one of their own: what had arrived is written into it
+            failure = warm_up.failure  # each who waited gets one of their own: what had arrived is written into it
             raise type(failure)(failure.sentence, retry_after=failure.retry_after)
 
     async def _load(self, model: str, warm_up: WarmUp) -> None:
@@ -226,12 +225,10 @@ class Ollama:
             with anyio.fail_after(max(self._rhythm.load_limit, self._config.limits.first_byte)):
                 await self._ask_to_load(model)
             self._models.used(model)
-        except Refused as error:
+        except StatusError as error:
             failure = http.refused(error.refusal, self._server, model)
             # A server that cannot be asked to load can still be asked a question.
-            warm_up.failure = (
-                failure if error.refusal.status >= 429 or error.refusal.is_missing_model else None
-            )
+            warm_up.failure = failure if error.refusal.status >= 429 or error.refusal.is_missing_model else None
         except TimeoutError:
             warm_up.failure = Stalled(f"{self._server.url} could not load {model} in time: see its log")
         except ProtocolError as error:
@@ -245,7 +242,7 @@ class Ollama:
         body = load_body(model, self._config)
         try:
             answer = await self._upstream.fetch("POST", CHAT if self._has_chat else GENERATE, body)
-        except Refused as error:
+        except StatusError as error:
             if not self._has_chat or not self._is_without_chat(error):
                 raise
             answer = await self._upstream.fetch("POST", GENERATE, body)
@@ -275,7 +272,8 @@ class Ollama:
             self._trouble = None
 
     def failed(self, call: Call, error: ProtocolError) -> None:
-        self._models.gone(call.model)
+        if not isinstance(error, EmptyAnswer | Truncated):  # these say nothing about the server
+            self._models.gone(call.model)
         if isinstance(error, BackendDown) or (
             isinstance(error, ModelMissing) and full_name(call.model) == full_name(self.model)
         ):

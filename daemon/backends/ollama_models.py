@@ -1,6 +1,8 @@
-"""What is known of one Ollama's models: which are installed, which are loaded, what they can, which one is ours.
+"""What is known of one Ollama's models: which are installed, which are loaded, what they can, which one is
+ours.
 
-One writer, the backend that owns it: `look` asks everything anew, `used` notes that a model has just answered.
+One writer, the backend that owns it: `look` asks everything anew, `used` notes that a model has just
+answered.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from daemon.backends.http import UNREADABLE, Refused
+from daemon.backends.http import UNREADABLE, StatusError
 from daemon.backends.memory import Memory, Remembered
 from daemon.backends.upstream import Upstream
 from protocol.errors import BackendDown, ModelMissing, ProtocolError
@@ -78,7 +80,7 @@ class OllamaModels:
         self.default: str | None = named
 
     async def look(self) -> None:
-        """Asks for everything. Raises BackendDown, ModelMissing, or Refused."""
+        """Asks for everything. Raises BackendDown, ModelMissing, or StatusError."""
         tags = _read(_tags, await self._upstream.fetch("GET", "/api/tags"), self._upstream.server.url)
         self._installed = {full_name(model.name): model for model in tags.models or ()}
         await self._look_at_loaded()
@@ -90,7 +92,7 @@ class OllamaModels:
         began = self._now()
         try:
             ps = _read(_ps, await self._upstream.fetch("GET", "/api/ps"), self._upstream.server.url)
-        except Refused:
+        except StatusError:
             ps = Ps()  # a server from before /api/ps
         self._loaded = {full_name(model.name): self._gone_at(model) for model in ps.models or ()}
         self._used = {name: at for name, at in self._used.items() if at >= began or name in self._loaded}
@@ -146,7 +148,7 @@ class OllamaModels:
     async def _ask_abilities(self, model: str) -> frozenset[str] | None:
         try:
             shown = _read(_show, await self._upstream.fetch("POST", "/api/show", {"model": model}), "")
-        except (Refused, ProtocolError) as error:
+        except (StatusError, ProtocolError) as error:
             if isinstance(error, BackendDown) and not isinstance(error, _Unreadable):
                 raise
             return None

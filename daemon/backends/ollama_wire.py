@@ -31,7 +31,8 @@ def answer_limit(config: SpecialistConfig, options: Options) -> int:
 def generation_options(config: SpecialistConfig, options: Options) -> dict[str, Any]:
     """The team's profile, what this specialist adds, what this request adds.
 
-    Only the profile may hold options that load a model anew, and it is the same in every request of everybody.
+    Only the profile may hold options that load a model anew, and it is the same in every request of
+    everybody.
     """
     merged = dict(config.backend.options)
     merged |= {key: value for key, value in config.options.items() if key not in LOAD_TIME_OPTIONS}
@@ -48,7 +49,8 @@ def generation_options(config: SpecialistConfig, options: Options) -> dict[str, 
 def thinking_wish(model: str, options: Options, can_think: bool | None) -> dict[str, Any]:
     """The field `think`: left out it would mean true on models that can, so it is false unless asked for.
 
-    Raises BadRequest where a model that cannot think is asked to. `can_think` None means that the server does not say.
+    Raises BadRequest where a model that cannot think is asked to. `can_think` None means that the server does
+    not say.
     """
     if can_think is False:
         if options.think:
@@ -63,17 +65,12 @@ def chat_body(model: str, prompt: Prompt, config: SpecialistConfig, can_think: b
     return {"messages": [*system, *prompt.turns], **_common(model, prompt.options, config, can_think)}
 
 
-def generate_body(
-    model: str, prompt: Prompt, config: SpecialistConfig, can_think: bool | None
-) -> dict[str, Any]:
+def generate_body(model: str, prompt: Prompt, config: SpecialistConfig, can_think: bool | None) -> dict[str, Any]:
     """For POST /api/generate, where there is no /api/chat: the turns as one text."""
     if len(prompt.turns) == 1:
         text = prompt.turns[0].content
     else:
-        text = (
-            "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt.turns)
-            + "\n\nAssistant:"
-        )
+        text = "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt.turns) + "\n\nAssistant:"
     return {"system": prompt.system, "prompt": text, **_common(model, prompt.options, config, can_think)}
 
 
@@ -151,15 +148,11 @@ class OllamaReading:
             try:
                 line = _decode(raw)
             except UNREADABLE as error:
-                self._fail(
-                    ModelError(f"{self._url} sent a line that is no event of Ollama ({error}): is it one?")
-                )
+                self._fail(ModelError(f"{self._url} sent a line that is no event of Ollama ({error}): is it one?"))
                 break
             if line.error is not UNSET:
                 said = http.brief(http.unwrapped(line.error))
-                self._fail(
-                    ModelError(f"the model failed in the middle of the answer ({said}): see the server's log")
-                )
+                self._fail(ModelError(f"the model failed in the middle of the answer ({said}): see the server's log"))
                 break
             message = line.message
             if message is not None:

@@ -1,7 +1,7 @@
 """Answers from any server that speaks OpenAI's chat protocol: llama.cpp, vLLM, LM Studio and their like.
 
-Success is a finish_reason, nothing else; `[DONE]` alone is none. Such servers do not say what is loaded, so there is
-no warm-up, and a wait is either the queue or the prompt.
+Success is a finish_reason, nothing else; `[DONE]` alone is none. Such servers do not say what is loaded, so
+there is no warm-up, and a wait is either the queue or the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgspec import Struct
 from daemon.backends import Prompt, Step, Waiting, http
 from daemon.backends.answering import answered
 from daemon.backends.call import Call
-from daemon.backends.http import UNREADABLE, Refused, Server
+from daemon.backends.http import UNREADABLE, Server, StatusError
 from daemon.backends.memory import Memory, Remembered
 from daemon.backends.openai_wire import OpenAIReading, completion_body
 from daemon.backends.rhythm import USUAL, Rhythm
@@ -100,15 +100,13 @@ class OpenAICompatible:
             with anyio.fail_after(self._rhythm.look_limit):
                 body = await self._upstream.fetch("GET", "/models")
             self._choose(sorted(model.id for model in _list(body).data or ()))
-        except Refused as error:
+        except StatusError as error:
             if error.refusal.status == 404 and self._chosen is not None:
                 self._ready()  # a server without the list, and we know what to ask for
             else:
                 self._note(http.refused(error.refusal, self._server, self.model))
         except TimeoutError:
-            self._note(
-                BackendDown(f"{url} does not answer within {self._rhythm.look_limit:g} s: see its log")
-            )
+            self._note(BackendDown(f"{url} does not answer within {self._rhythm.look_limit:g} s: see its log"))
         except UNREADABLE as error:
             self._note(BackendDown(f"what answers at {url} lists no models ({error}): correct backend.url"))
         except ProtocolError as error:
@@ -132,9 +130,7 @@ class OpenAICompatible:
             self._chosen = chosen
         if self._chosen not in listed and self._chosen not in self._answered:
             known = ", ".join(listed[:5]) or "none"
-            raise ModelMissing(
-                f"{url} does not list the model {self._chosen}: it has {known}; set backend.model"
-            )
+            raise ModelMissing(f"{url} does not list the model {self._chosen}: it has {known}; set backend.model")
         remembered = self._memory.model_at(url) if self._config.model else self._chosen
         self._memory.write(Remembered(url=url, model=remembered, seen=True))
         self._ready()
@@ -168,7 +164,7 @@ class OpenAICompatible:
             with anyio.fail_after(self._config.limits.first_byte):
                 body = await self._upstream.fetch("POST", "/embeddings", {"model": model, "input": texts})
             vectors = _vectors(body)
-        except Refused as error:
+        except StatusError as error:
             raise http.refused(error.refusal, self._server, model) from None
         except TimeoutError:
             raise Stalled(
@@ -179,12 +175,8 @@ class OpenAICompatible:
                 f"{self._server.url} answered something else than vectors ({error}): see its log"
             ) from None
         if len(vectors.data) != len(texts):
-            raise ModelError(
-                f"{self._server.url} made {len(vectors.data)} vectors of {len(texts)} texts: see its log"
-            )
-        return [
-            vector.embedding for vector in sorted(vectors.data, key=lambda v: v.index)
-        ], vectors.model or model
+            raise ModelError(f"{self._server.url} made {len(vectors.data)} vectors of {len(texts)} texts: see its log")
+        return [vector.embedding for vector in sorted(vectors.data, key=lambda v: v.index)], vectors.model or model
 
     async def _default(self) -> str:
         if not self.model:

@@ -1,7 +1,7 @@
 """What is sent to a server with OpenAI's protocol, and what its events mean. Pure.
 
-Only the common subset of llama.cpp, vLLM, LM Studio and their like is used. Servers differ in where they put the finish
-reason, the usage and an error, and in what they call thinking: all of these places are looked at.
+Only the common subset of llama.cpp, vLLM, LM Studio and their like is used. Servers differ in where they put
+the finish reason, the usage and an error, and in what they call thinking: all of these places are looked at.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ def completion_body(model: str, prompt: Prompt, config: SpecialistConfig) -> dic
     """For POST /v1/chat/completions."""
     options = prompt.options
     system = [Turn(role="system", content=prompt.system)] if prompt.system else []
-    body = {
-        key: value
-        for key, value in {**config.backend.options, **config.options}.items()
-        if key not in NOT_OURS
-    }
+    body = {key: value for key, value in {**config.backend.options, **config.options}.items() if key not in NOT_OURS}
     body |= {
         "model": model,
         "messages": [*system, *prompt.turns],
@@ -104,8 +100,8 @@ _decode = msgspec.json.Decoder(Event).decode
 class OpenAIReading:
     """The lines of one SSE answer into text and its end.
 
-    `finished` once a finish_reason was seen: then the answer is good, whatever becomes of the rest of the stream, which
-    is read for the usage alone.
+    `finished` once a finish_reason was seen: then the answer is good, whatever becomes of the rest of the
+    stream, which is read for the usage alone.
     """
 
     def __init__(self, url: str) -> None:
@@ -173,9 +169,7 @@ class OpenAIReading:
         try:
             event = _decode(data)
         except UNREADABLE as error:
-            self._fail(
-                ModelError(f"{self._url} sent an event that cannot be read ({error}): is it a model server?")
-            )
+            self._fail(ModelError(f"{self._url} sent an event that cannot be read ({error}): is it a model server?"))
             return
         if event.error is not UNSET and event.error is not None:
             self._fail(self._model_error(http.unwrapped(event.error)))
@@ -199,9 +193,7 @@ class OpenAIReading:
         return Piece(content, thinking) if content or thinking else None
 
     def _model_error(self, said: str) -> ModelError:
-        return ModelError(
-            f"the model failed in the middle of the answer ({http.brief(said)}): see the server's log"
-        )
+        return ModelError(f"the model failed in the middle of the answer ({http.brief(said)}): see the server's log")
 
     def _fail(self, failure: ProtocolError) -> None:
         # After the finish reason the answer is whole, and an error is about something else.

@@ -1,7 +1,7 @@
 """Notices that nothing has come for too long, at the cost of one timestamp per read.
 
-A scope or a timer per read would cost more than the read itself. So one timer sleeps through a whole limit, then looks
-at the timestamp and either lies down for what is left of it, or says so.
+A scope or a timer per read would cost more than the read itself. So one timer sleeps through a whole limit,
+then looks at the timestamp and either lies down for what is left of it, or says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 class Silence:
     """Calls `on_silent` once when `since` is older than the limit.
 
-    `since` is the loop's time when listening began, written by whoever listens, and None while nobody does: time
-    that our own consumer takes is not the model server's silence.
+    `since` is the loop's time when listening began, written by whoever listens, and None while nobody does:
+    time that our own consumer takes is not the model server's silence.
     """
 
     def __init__(self, limit: float, on_silent: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Takes a leading `<think>…</think>` out of the text, wherever the pieces were cut. Pure.
 
-Some models write their reasoning into the answer although they were asked not to think. Only the very start is looked
-at: later the same letters are somebody's example.
+Some models write their reasoning into the answer although they were asked not to think. Only the very start
+is looked at: later the same letters are somebody's example.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The HTTP session with one model server, and the tasks that belong to it.
 
-Requests wait for their status line in tasks of this object, not in the generators that hand out answers: no status line
-comes before the first token, and meanwhile people want to be told what they wait for. An async generator may be closed
-from anywhere at any `yield`, so it must own neither a task group nor a cancel scope.
+Requests wait for their status line in tasks of this object, not in the generators that hand out answers: no
+status line comes before the first token, and meanwhile people want to be told what they wait for. An async
+generator may be closed from anywhere at any `yield`, so it must own neither a task group nor a cancel scope.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from anyio.abc import TaskGroup
 
 from daemon.backends import http
 from daemon.backends.call import Call
-from daemon.backends.http import FOREIGN, Refusal, Refused, Server
+from daemon.backends.http import FOREIGN, Refusal, Server, StatusError
 from daemon.backends.rhythm import Rhythm
-from protocol.errors import BackendDown
+from protocol.errors import Draining
 from protocol.settings import Limits
 
 READ_BUFFER = 1_048_576  # with less, aiohttp stops and starts the socket between small chunks
@@ -32,7 +32,9 @@ LARGE_REQUEST = 1_048_576  # aiohttp warns of larger ones as bytes, and wants a 
 
 
 class Upstream:
-    """The way to one model server. Works inside `async with upstream.open()`, which belongs to a backend's run()."""
+    """The way to one model server. Works inside `async with upstream.open()`, which belongs to a backend's
+    run().
+    """
 
     def __init__(self, server: Server, limits: Limits, rhythm: Rhythm, api_key: str | None) -> None:
         self.server = server
@@ -47,16 +49,18 @@ class Upstream:
         self._calls: dict[Call, None] = {}  # all that are open
         self._unheard: dict[Call, None] = {}  # those before their first token, oldest first
 
+    @property
+    def is_open(self) -> bool:
+        return self._tasks is not None
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
-        """Holds the session; at the end every request under way fails with BackendDown."""
+        """Holds the session; at the end every request under way fails with Draining."""
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
         async with anyio.create_task_group() as tasks:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0
-                ),  # how many run at once is for the server, and the gate, to say
+                connector=aiohttp.TCPConnector(limit=0),  # how many run at once is for the server, and the gate, to say
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(
@@ -73,14 +77,14 @@ class Upstream:
                 self._tasks = None
                 tasks.cancel_scope.cancel()
                 for call in list(self._calls):
-                    call.fail(BackendDown("this specialist is ending: ask again in a moment"))
+                    call.fail(_ending())
                 with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
                     await self._session.close()
 
     # -- requests that are read whole ---------------------------------------------------------------------------------
 
     async def fetch(self, method: str, path: str, body: object = None) -> bytes:
-        """The body of a 200; raises Refused for another status, BackendDown where there is no answer at all."""
+        """The body of a 200; raises StatusError for another status, BackendDown where none comes."""
         response = await self._request(method, path, body)
         try:
             return await _read_whole(response, LARGEST_BODY)
@@ -93,6 +97,8 @@ class Upstream:
 
     def call(self, model: str, opening: Callable[[Call], Awaitable[aiohttp.ClientResponse]]) -> Call:
         """Begins a question. `opening` runs as a task here until the status line has come."""
+        if not self.is_open:
+            raise _ending()
         call = Call(model, self)
         self._calls[call] = None
         self._unheard[call] = None
@@ -106,7 +112,7 @@ class Upstream:
     def start(self, task: Callable[..., Coroutine[object, object, object]], *args: object) -> None:
         """Runs something that must outlive whoever asked for it."""
         if self._tasks is None:
-            raise BackendDown("this specialist is ending or has just begun: ask again in a moment")
+            raise _ending()
         self._tasks.start_soon(task, *args)
 
     def ahead_of(self, call: Call) -> int:
@@ -130,7 +136,7 @@ class Upstream:
 
     async def _request(self, method: str, path: str, body: object) -> aiohttp.ClientResponse:
         if self._session is None or self._session.closed:
-            raise BackendDown("this specialist is ending or has just begun: ask again in a moment")
+            raise _ending()
         data = None if body is None else msgspec.json.encode(body)
         for last in (False, True):
             seen = SimpleNamespace(reused=False)
@@ -144,14 +150,18 @@ class Upstream:
                 )
                 break
             except FOREIGN as error:
-                # A connection kept from an earlier answer may have been closed by the server at this very moment:
-                # that says nothing about the server, so the question is asked once more.
+                # A connection kept from an earlier answer may have been closed by the server at this very
+                # moment: that says nothing about the server, so the question is asked once more.
                 if seen.reused and not last and isinstance(error, http.CLOSED):
                     continue
                 raise http.unreachable(error, self.server) from None
         if response.status == 200:
             return response
-        raise Refused(await _refusal(response))
+        raise StatusError(await _refusal(response))
+
+
+def _ending() -> Draining:
+    return Draining("this specialist is ending or has just begun: ask again in a moment", retry_after=1.0)
 
 
 async def _note_reuse(

@@ -102,9 +102,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)  # JSON has no word for inf
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub(
-        "\x7f", r"\\u007f", text
-    )  # the one character that JSON allows in a string and TOML does not
+    return re.sub("\x7f", r"\\u007f", text)  # the one character that JSON allows in a string and TOML does not
 
 
 def _report(loaded: Loaded) -> dict[str, Any]:

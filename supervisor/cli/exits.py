@@ -37,9 +37,7 @@ class Failure(Exception):
     `code` is the wire's code, where the failure came over the wire: for `--json`.
     """
 
-    def __init__(
-        self, sentence: str, exit_code: Exit, *, remedy: str | None = None, code: str = "failed"
-    ) -> None:
+    def __init__(self, sentence: str, exit_code: Exit, *, remedy: str | None = None, code: str = "failed") -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.exit_code = exit_code

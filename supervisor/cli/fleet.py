@@ -31,9 +31,7 @@ def start_command(ctx: click.Context, names: tuple[str, ...], no_wait: bool, as_
 @click.option("--grace", type=float, help="Seconds for answers that are under way.")
 @json_option
 @click.pass_context
-def stop_command(
-    ctx: click.Context, names: tuple[str, ...], no_wait: bool, grace: float | None, as_json: bool
-) -> int:
+def stop_command(ctx: click.Context, names: tuple[str, ...], no_wait: bool, grace: float | None, as_json: bool) -> int:
     """Stop specialists and close their ports."""
     return _run(ctx, Stop(names=list(names), wait=not no_wait, grace=grace), "stopped", as_json)
 
@@ -44,9 +42,7 @@ def stop_command(
 @click.option("--rolling", is_flag=True, help="One after the other.")
 @json_option
 @click.pass_context
-def restart_command(
-    ctx: click.Context, names: tuple[str, ...], no_wait: bool, rolling: bool, as_json: bool
-) -> int:
+def restart_command(ctx: click.Context, names: tuple[str, ...], no_wait: bool, rolling: bool, as_json: bool) -> int:
     """Replace specialists by new processes; nobody who connects is refused."""
     return _run(ctx, Restart(names=list(names), wait=not no_wait, rolling=rolling), "restarted", as_json)
 

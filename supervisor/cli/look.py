@@ -68,9 +68,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> li
     """
     columns = len(header)
     widths = [max(len(row[at]) for row in [header, *rows]) for at in range(columns)]
-    while (
-        columns > 2 and sum(widths[: columns - 1]) + 2 * (columns - 1) + min(widths[columns - 1], 12) > room
-    ):
+    while columns > 2 and sum(widths[: columns - 1]) + 2 * (columns - 1) + min(widths[columns - 1], 12) > room:
         columns -= 1
 
     def line(row: Sequence[str]) -> str:

@@ -54,9 +54,7 @@ class Commands(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(
-            importlib.import_module(f"supervisor.cli.{module}"), f"{cmd_name}_command"
-        )
+        command: click.Command = getattr(importlib.import_module(f"supervisor.cli.{module}"), f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -77,9 +75,7 @@ class Commands(click.Group):
 @click.option("--backend", help="auto, ollama, openai_compatible or builtin.")
 @click.option("--backend-url", help="The model server's address.")
 @click.option("--default-model", help="The model that answers unless a specialist has its own.")
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="When to use colour."
-)
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="When to use colour.")
 @click.option("--debug", is_flag=True, help="Show a traceback for every failure.")
 @click.pass_context
 def chorus(

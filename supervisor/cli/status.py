@@ -23,13 +23,9 @@ UP = ("ready", "degraded")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; a line for each change with --watch.")
 @click.option("--watch", is_flag=True, help="Go on showing every change.")
-@click.option(
-    "--check", is_flag=True, help="Say it by the exit code: 0 all ready, 1 degraded, 3 down, 4 no such name."
-)
+@click.option("--check", is_flag=True, help="Say it by the exit code: 0 all ready, 1 degraded, 3 down, 4 no such name.")
 @click.pass_context
-def status_command(
-    ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool
-) -> int:
+def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool) -> int:
     """Show the team, or some of it."""
     import anyio
 

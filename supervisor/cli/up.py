@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,12 +19,8 @@ UNWAITED = frozenset({"failed"})  # states nobody waits out
 
 
 @click.command("up")
-@click.option(
-    "--foreground", is_flag=True, help="Be the supervisor: stay in this terminal, or under systemd."
-)
-@click.option(
-    "--wait-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for everybody."
-)
+@click.option("--foreground", is_flag=True, help="Be the supervisor: stay in this terminal, or under systemd.")
+@click.option("--wait-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for everybody.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.pass_context
 def up_command(ctx: click.Context, foreground: bool, wait_timeout: float, ready_fd: int | None) -> int:
@@ -125,9 +120,7 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool) ->
         async with supervisor(loaded) as connection:
             async for change in connection.ask(Watch()):
                 if isinstance(change, Snapshot):
-                    states = {
-                        one.name: one.state for one in change.status.specialists if one.wanted != "down"
-                    }
+                    states = {one.name: one.state for one in change.status.specialists if one.wanted != "down"}
                     if not started:
                         pid = change.status.supervisor.pid
                         click.echo(f"already running (pid {pid})", err=True)
@@ -144,9 +137,7 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool) ->
         took = time.monotonic() - began
         click.echo(f"{ready} of {len(states)} specialists are up, after {took:.1f} s", err=True)
     if patience.cancelled_caught:
-        raise Failure(
-            f"not everybody was up after {wait_timeout:g} s", Exit.TIMEOUT, remedy="chorus status --watch"
-        )
+        raise Failure(f"not everybody was up after {wait_timeout:g} s", Exit.TIMEOUT, remedy="chorus status --watch")
     return Exit.DONE if ready == len(states) else Exit.PARTIAL
 
 
@@ -159,9 +150,7 @@ def _progress(states: dict[str, str]) -> None:
         return
     ready = sum(state in _SETTLED for state in states.values())
     waiting = [name for name, state in states.items() if state not in _SETTLED]
-    text = f"starting {ready}/{len(states)}" + (
-        f", waiting for {', '.join(waiting)}" if len(waiting) < 6 else ""
-    )
+    text = f"starting {ready}/{len(states)}" + (f", waiting for {', '.join(waiting)}" if len(waiting) < 6 else "")
     sys.stderr.write("\r" + text[: look.width(sys.stderr) - 1].ljust(look.width(sys.stderr) - 1))
     sys.stderr.flush()
 
@@ -194,8 +183,7 @@ async def _down(loaded: Loaded, grace: float | None) -> int:
     except Failure:
         left = await anyio.to_thread.run_sync(_end_leftovers, loaded)
         click.echo(
-            "the team is not running"
-            + (f"; ended {left} processes that a dead supervisor left" if left else ""),
+            "the team is not running" + (f"; ended {left} processes that a dead supervisor left" if left else ""),
             err=True,
         )
         return Exit.DONE

@@ -32,7 +32,7 @@ async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -
                 result = await asking.call(Status(names=names))
                 assert result.status is not None
                 _draw(result.status)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
     return Exit.DONE
 
 

@@ -300,9 +300,7 @@ class Keeper:
             return
         delay = restart.next_delay(self._record, random.random())
         if self._record.gave_up:
-            error = (
-                f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
-            )
+            error = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
             self._step(Event.GAVE_UP, error, last_error=error)
             logger.error("%s has failed: %s; next try in %.0f s", self.name, error, delay)
         if delay == 0:
@@ -359,15 +357,10 @@ class Keeper:
             "prompt_tokens_per_second": seen.prompt_tokens_per_second,
             "rss_bytes": seen.rss_bytes,
         }
-        self.registry.set_backend(
-            BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model)
-        )
+        self.registry.set_backend(BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model))
         well = backend.state in ("ready", "loading")
         event = Event.HEALTHY if well else Event.UNWELL
-        if (
-            next_state(self.state, event) is self.state
-            and self.registry[self.name].last_error == backend.error
-        ):
+        if next_state(self.state, event) is self.state and self.registry[self.name].last_error == backend.error:
             self.registry.note(self.name, **fields)
             return
         if self._ready_since is None:

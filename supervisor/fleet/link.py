@@ -93,9 +93,7 @@ class Link:
         return True
 
     async def policy(self, *, stop_without_supervisor: bool) -> None:
-        await self._call(
-            lambda number: calls.Policy(number=number, stop_without_supervisor=stop_without_supervisor)
-        )
+        await self._call(lambda number: calls.Policy(number=number, stop_without_supervisor=stop_without_supervisor))
 
     async def quit(self) -> None:
         """Ends the fork server and, by force, what still runs."""

@@ -21,8 +21,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from protocol.control import (
     BackendStatus,
-    GatewayStatus,
     Gap,
+    GatewayStatus,
     Snapshot,
     SpecialistStatus,
     StatusReport,
@@ -61,9 +61,7 @@ class Registry:
     def report(self, names: list[str] | None = None) -> StatusReport:
         """Everything at this moment, or some of the specialists."""
         now = time.time()
-        chosen = (
-            [self._specialists[name] for name in names] if names is not None else self._specialists.values()
-        )
+        chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
         return StatusReport(
             supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state),
             gateway=GatewayStatus(url=None, state="disabled", pid=None),

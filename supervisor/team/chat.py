@@ -34,9 +34,7 @@ from protocol.messages import (
 from supervisor.team.events import AnyEvent, Asked, Entry, Finished, Status, Token, Trouble
 
 SILENCE = 10.0  # seconds, where the question does not say
-BACKLOG = (
-    4096  # events a reader may be behind; then the team waits for it, and its tokens wait in the sockets
-)
+BACKLOG = 4096  # events a reader may be behind; then the team waits for it, and its tokens wait in the sockets
 
 
 class Member(Struct, frozen=True):
@@ -74,9 +72,7 @@ class _Progress:
 class _Round:
     """One question being answered by all."""
 
-    def __init__(
-        self, members: list[Member], question: TeamQuestion, events: MemoryObjectSendStream[AnyEvent]
-    ) -> None:
+    def __init__(self, members: list[Member], question: TeamQuestion, events: MemoryObjectSendStream[AnyEvent]) -> None:
         self.question = question
         self.silence = question.timeout if question.timeout is not None else SILENCE
         self.events = events
@@ -147,9 +143,7 @@ class _Round:
             case StreamStatus():
                 one.loading = reply.phase == "loading"
                 one.last_sign = now
-                await self.events.send(
-                    Status(name=one.member.name, phase=reply.phase, position=reply.position)
-                )
+                await self.events.send(Status(name=one.member.name, phase=reply.phase, position=reply.position))
             case StreamChunk():
                 one.loading = False
                 one.spoke = True
@@ -231,9 +225,7 @@ class _Round:
 
 
 @asynccontextmanager
-async def ask_team(
-    members: list[Member], question: TeamQuestion
-) -> AsyncIterator[MemoryObjectReceiveStream[AnyEvent]]:
+async def ask_team(members: list[Member], question: TeamQuestion) -> AsyncIterator[MemoryObjectReceiveStream[AnyEvent]]:
     """Asks all of them; gives the stream of what happens, from Asked to Finished.
 
     Leaving the block early withdraws the question everywhere: each specialist is told to cancel.

@@ -74,9 +74,7 @@ def test_every_prompt_begins_with_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_stranger_is_introduced_by_name_and_description(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(
-        'roster = ["zeus"]\n[specialists.zeus]\ndescription = "Watches the weather."\n'
-    )
+    (tmp_path / "c.toml").write_text('roster = ["zeus"]\n[specialists.zeus]\ndescription = "Watches the weather."\n')
     zeus = resolve(load({}, tmp_path / "c.toml", {"HOME": str(tmp_path)}), "zeus")
     assert "You are Zeus. Your field is this: Watches the weather." in zeus.persona
     assert zeus.description == "Watches the weather."

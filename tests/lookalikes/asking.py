@@ -1,4 +1,6 @@
-"""A backend as a test asks it: a configuration with sensible values, a running backend, its steps taken apart."""
+"""A backend as a test asks it: a configuration with sensible values, a running backend, its steps taken
+apart.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from protocol.settings import Backend, Limits, SpecialistConfig
 
 B = TypeVar("B", bound=AnyBackend)
 
-# Everything that a user would wait for, in hundredths: short enough for a test, long enough for a loopback round trip.
+# Everything that a user would wait for, in hundredths: short enough for a test, long enough for a loopback
+# round trip.
 QUICK = Rhythm(quiet=0.02, look_again=0.01, look_limit=1.0, probe=0.01, after_finish=0.05)
 
 
@@ -50,9 +53,7 @@ def config_for(url: str, state: Path, **changes: Any) -> SpecialistConfig:
     return msgspec.structs.replace(plain, **changes)
 
 
-def question(
-    content: str = "Why?", *earlier: Turn, system: str = "You are Apollo.", **options: Any
-) -> Prompt:
+def question(content: str = "Why?", *earlier: Turn, system: str = "You are Apollo.", **options: Any) -> Prompt:
     return Prompt(system, [*earlier, Turn("user", content)], Options(**options))
 
 

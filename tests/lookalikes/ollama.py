@@ -1,10 +1,11 @@
 """Something that looks like Ollama over a real socket, and fails on command.
 
-In a test: `async with OllamaLookalike(Script(tokens=("a", "b"))) as server: server.url`. The script may be replaced
-between requests. By itself: `python tests/lookalikes/ollama.py --port 11600 --tokens 1000000 --burst 500`.
+In a test: `async with OllamaLookalike(Script(tokens=("a", "b"))) as server: server.url`. The script may be
+replaced between requests. By itself: `python tests/lookalikes/ollama.py --port 11600 --tokens 1000000 --burst
+500`.
 
-As the real one: nothing is sent before the first event, not even the status line; each line is a chunk of its own; a
-client that leaves while a model is loading for it aborts that load.
+As the real one: nothing is sent before the first event, not even the status line; each line is a chunk of its
+own; a client that leaves while a model is loading for it aborts that load.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from msgspec import Struct, field
-
 from lookalikes.raw_http import RawServer, Reply, Request, framed
+from msgspec import Struct, field
 
 NDJSON = "application/x-ndjson"
 NOW = "2026-11-20T12:00:00.123456789Z"
@@ -61,9 +61,9 @@ class Refusal(Struct, frozen=True):
 class Script(Struct, frozen=True, kw_only=True):
     """What the server does with the next questions.
 
-    `ending` comes after `after` tokens, or after all. `cut` sends every line in chunks of so many bytes. `burst` puts
-    so many lines into one write, with no thought for each. `hold` waits for `let_go()` before the first event, and
-    `slow_load` for `let_load()` while a model is loaded.
+    `ending` comes after `after` tokens, or after all. `cut` sends every line in chunks of so many bytes.
+    `burst` puts so many lines into one write, with no thought for each. `hold` waits for `let_go()` before
+    the first event, and `slow_load` for `let_load()` while a model is loaded.
     """
 
     tokens: tuple[str, ...] = ("Hello", ",", " world")
@@ -90,12 +90,13 @@ class Script(Struct, frozen=True, kw_only=True):
     pull_error: str | None = None
 
 
+USUAL = Script()
+
+
 class OllamaLookalike(RawServer):
     """The server. `loaded` and `models` are what a test may look at and change."""
 
-    def __init__(
-        self, script: Script = Script(), *, models: dict[str, Model] | None = None, port: int = 0
-    ) -> None:
+    def __init__(self, script: Script = USUAL, *, models: dict[str, Model] | None = None, port: int = 0) -> None:
         super().__init__(self._answer, port)
         self.script = script
         self.models = models if models is not None else {"tiny:latest": Model()}
@@ -126,9 +127,7 @@ class OllamaLookalike(RawServer):
                 reply.whole(404, b"404 page not found", "text/plain")
             else:
                 await self._generate(request, reply, script)
-        elif request.path in ("/api/tags", "/api/ps") and (
-            script.look_refusal or script.look_garbage is not None
-        ):
+        elif request.path in ("/api/tags", "/api/ps") and (script.look_refusal or script.look_garbage is not None):
             if script.look_refusal:
                 _refuse(reply, script.look_refusal)
             else:
@@ -146,10 +145,9 @@ class OllamaLookalike(RawServer):
         if request.path == "/api/tags":
             reply.json({"models": [_tag(name, one, script) for name, one in self.models.items()]})
         elif request.path == "/api/ps":
-            until = (datetime.now(timezone.utc) + timedelta(minutes=5)).isoformat()
+            until = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
             loaded = [
-                {"name": n, "expires_at": until, "context_length": self.models[n].context_length}
-                for n in self.loaded
+                {"name": n, "expires_at": until, "context_length": self.models[n].context_length} for n in self.loaded
             ]
             reply.json({"models": loaded})
         elif request.path == "/":
@@ -168,9 +166,7 @@ class OllamaLookalike(RawServer):
         else:
             texts = request.body["input"]
             texts = [texts] if isinstance(texts, str) else texts
-            reply.json(
-                {"model": request.body["model"], "embeddings": [[float(len(text)), 1.0] for text in texts]}
-            )
+            reply.json({"model": request.body["model"], "embeddings": [[float(len(text)), 1.0] for text in texts]})
 
     async def _generate(self, request: Request, reply: Reply, script: Script) -> None:
         body = request.body
@@ -250,16 +246,13 @@ class OllamaLookalike(RawServer):
                 reply.start(200, NDJSON)
             if ending == "error":
                 await reply.chunk(
-                    json.dumps({"error": "an error was encountered while running the model: boom"}).encode()
-                    + b"\n"
+                    json.dumps({"error": "an error was encountered while running the model: boom"}).encode() + b"\n"
                 )
             elif ending == "garbage":
                 await reply.chunk(b"<html>\n")
             elif ending == "done":
-                text = "!" if script.last_token_in_done else ""
-                await reply.chunk(
-                    lines.event(text, done=True, done_reason=script.done_reason, **script.figures)
-                )
+                last = {"done": True, "done_reason": script.done_reason, **script.figures}
+                await reply.chunk(lines.event("!" if script.last_token_in_done else "", last=last))
             if script.after_done == "stay":
                 await asyncio.Event().wait()
             reply.end()
@@ -293,13 +286,13 @@ class _Lines:
         self._is_chat = path == "/api/chat"
         self._model = model
 
-    def event(self, content: str = "", thinking: str = "", *, done: bool = False, **more: Any) -> bytes:
+    def event(self, content: str = "", thinking: str = "", last: dict[str, Any] | None = None) -> bytes:
         text = {"thinking": thinking} if thinking else {}
         if self._is_chat:
             said: dict[str, Any] = {"message": {"role": "assistant", "content": content, **text}}
         else:
             said = {"response": content, **text}
-        event = {"model": self._model, "created_at": NOW, **said, "done": done, **more}
+        event = {"model": self._model, "created_at": NOW, **said, **(last or {"done": False})}
         return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 

@@ -1,7 +1,8 @@
-"""Something that looks like a server with OpenAI's protocol (llama.cpp, vLLM, LM Studio), and fails on command.
+"""Something that looks like a server with OpenAI's protocol (llama.cpp, vLLM, LM Studio), and fails on
+command.
 
-`async with OpenAILookalike(Script(...)) as server: server.url`. The flavours differ as the real ones do: in the first
-chunk, in where the finish reason stands, in how an error comes.
+`async with OpenAILookalike(Script(...)) as server: server.url`. The flavours differ as the real ones do: in
+the first chunk, in where the finish reason stands, in how an error comes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import asyncio
 import json
 from typing import Any, Literal
 
-from msgspec import Struct
-
 from lookalikes.raw_http import RawServer, Reply, Request
+from msgspec import Struct
 
 SSE = "text/event-stream"
 
@@ -45,12 +45,13 @@ class Script(Struct, frozen=True, kw_only=True):
     models_body: bytes | None = None
 
 
+USUAL = Script()
+
+
 class OpenAILookalike(RawServer):
     """The server. It answers below /v1 only, and asks for `key` where one is given."""
 
-    def __init__(
-        self, script: Script = Script(), *, models: tuple[str, ...] = ("tiny",), key: str | None = None
-    ) -> None:
+    def __init__(self, script: Script = USUAL, *, models: tuple[str, ...] = ("tiny",), key: str | None = None) -> None:
         super().__init__(self._answer)
         self.script = script
         self.models = models
@@ -134,15 +135,13 @@ def _frames(script: Script) -> list[str]:
         for delta, reason in deltas
     ]
     if script.usage:
-        events.append(
-            {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}}
-        )
+        events.append({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}})
     if script.timings:
         events[-1]["timings"] = {"predicted_per_second": 42.0, "prompt_per_second": 210.0, "prompt_ms": 57.0}
     gap = 2 * script.line_end
     frames = [script.data + json.dumps(event, ensure_ascii=False) + gap for event in events]
     return (
-        [frame for pair in zip([": ping" + gap] * len(frames), frames) for frame in pair]
+        [frame for pair in zip([": ping" + gap] * len(frames), frames, strict=True) for frame in pair]
         if script.comments
         else frames
     )

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 server for look-alikes: raw asyncio, so that every byte and every break is ours to choose.
 
-It records each request, and whether the client left before its answer was complete. It is no server for anything else:
-requests need a Content-Length, and what it does not expect makes it stop.
+It records each request, and whether the client left before its answer was complete. It is no server for
+anything else: requests need a Content-Length, and what it does not expect makes it stop.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class Reply:
     def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
         """The status line and headers of a chunked answer."""
         self.started = True
-        self._write(
-            _head(status, {"Content-Type": content_type, "Transfer-Encoding": "chunked", **(headers or {})})
-        )
+        self._write(_head(status, {"Content-Type": content_type, "Transfer-Encoding": "chunked", **(headers or {})}))
 
     async def chunk(self, data: bytes, cut: int | None = None) -> None:
         """One chunk, flushed; `cut` sends it on in writes of so many bytes, each of which becomes a chunk."""
@@ -58,9 +56,7 @@ class Reply:
     def end(self) -> None:
         self._write(b"0\r\n\r\n")
 
-    def whole(
-        self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None
-    ) -> None:
+    def whole(self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None) -> None:
         """An answer of known length."""
         self.started = True
         length = {"Content-Type": content_type, "Content-Length": str(len(body)), **(headers or {})}
@@ -96,6 +92,7 @@ class Connection(asyncio.Protocol):
         self._request: Request | None = None
         self._room = asyncio.Event()
         self._room.set()
+        self.over = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -108,6 +105,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        self.over.set()
         self._room.set()
         if self._request is not None:
             self._request.gone.set()
@@ -184,8 +182,7 @@ class RawServer:
             self._server.close()
             for connection in list(self.connections):
                 connection.transport.abort()
-            while self.connections:
-                await asyncio.sleep(0)
+            await asyncio.gather(*(connection.over.wait() for connection in list(self.connections)))
             await self._server.wait_closed()
             self._server = None
 

@@ -34,9 +34,7 @@ REQUESTS: list[AnyRequest] = [
         final="short",
         context={"session_id": "s", "unknown": {"kept": [1, None, 2.5]}},
         history=[Turn(role="user", content="a"), Turn(role="assistant", content="b")],
-        options=Options(
-            model="m", temperature=0.5, max_tokens=9, think="low", seed=1, stop=["x"], format="json"
-        ),
+        options=Options(model="m", temperature=0.5, max_tokens=9, think="low", seed=1, stop=["x"], format="json"),
         deadline=2.5,
         temperature=1.0,
         max_tokens=5,
@@ -334,9 +332,7 @@ def test_the_wrong_shape_is_refused_with_the_field(line: bytes, place: str) -> N
     assert place in str(error.reason).replace("Expected", "expected")
 
 
-@pytest.mark.parametrize(
-    "line", [line for line, _ in BAD_REQUESTS if line.startswith(b"{") and line != b"{}"]
-)
+@pytest.mark.parametrize("line", [line for line, _ in BAD_REQUESTS if line.startswith(b"{") and line != b"{}"])
 def test_a_refusal_carries_the_request_id_wherever_it_stands(line: bytes) -> None:
     assert refusal(b'{"request_id":"r1",' + line[1:]).request_id == "r1"
     assert refusal(line[:-1] + b',"request_id":17}').request_id == 17
@@ -388,9 +384,7 @@ def test_a_wrong_context_is_refused_with_its_path() -> None:
         read_context({"memory_hints": [1]})
 
 
-@pytest.mark.parametrize(
-    "line", [b"", b"{}", b"hello", b'{"type":"nothing"}', b'{"type":"pong"}', b"\xff", b"[1]"]
-)
+@pytest.mark.parametrize("line", [b"", b"{}", b"hello", b'{"type":"nothing"}', b'{"type":"pong"}', b"\xff", b"[1]"])
 def test_an_answer_that_cannot_be_read_is_a_wrong_reply(line: bytes) -> None:
     with pytest.raises(WrongReply, match="cannot be read"):
         decode_reply(line)
@@ -428,9 +422,7 @@ def mutated(line: bytes, rng: random.Random) -> bytes:
 
 def test_nothing_but_a_bad_line_escapes() -> None:
     rng = random.Random(45003)
-    seeds = [line_of(one) for one in REQUESTS] + [
-        line for line, _ in BAD_REQUESTS + BAD_JSON if len(line) < 1000
-    ]
+    seeds = [line_of(one) for one in REQUESTS] + [line for line, _ in BAD_REQUESTS + BAD_JSON if len(line) < 1000]
     seen: dict[str, int] = {}
     for number in range(20_000):
         line = rng.randbytes(rng.randint(0, 60)) if number % 10 == 0 else mutated(rng.choice(seeds), rng)

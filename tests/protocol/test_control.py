@@ -49,9 +49,7 @@ REPORT = control.StatusReport(
 )
 ANSWERS: list[AnyAnswer] = [
     control.Progress(request_id="r", name="apollo", from_="starting", to="ready", cause="said so", pid=3),
-    control.Result(
-        ok=True, changed=[control.Outcome("apollo", 1, 2, 0.0)], failed=[control.Outcome("hermes")]
-    ),
+    control.Result(ok=True, changed=[control.Outcome("apollo", 1, 2, 0.0)], failed=[control.Outcome("hermes")]),
     control.Result(ok=True, changed=[], failed=[], status=REPORT, answer={"a": 1}),
     control.Snapshot(seq=4, status=REPORT),
     control.Transition(seq=5, name="apollo", from_="ready", to="down", cause="killed", at=1.0),

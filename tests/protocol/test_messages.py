@@ -163,9 +163,7 @@ def test_history_gives_ten_turns_unless_asked() -> None:
         (Chat(content="x", temperature=0.0, options=Options(max_tokens=4)), 0.0, 4),
     ],
 )
-def test_options_win_over_the_top_level(
-    chat: Chat, temperature: float | None, max_tokens: int | None
-) -> None:
+def test_options_win_over_the_top_level(chat: Chat, temperature: float | None, max_tokens: int | None) -> None:
     merged = chat.merged_options()
     assert (merged.temperature, merged.max_tokens) == (temperature, max_tokens)
 
@@ -184,7 +182,5 @@ def test_merging_keeps_the_other_options() -> None:
         (Context(previous_specialist="a", previous_ai="b", pipeline_stage=0, pipeline_position=3), "a", 0),
     ],
 )
-def test_the_newer_spelling_of_the_context_wins(
-    context: Context, author: str | None, stage: int | None
-) -> None:
+def test_the_newer_spelling_of_the_context_wins(context: Context, author: str | None, stage: int | None) -> None:
     assert (context.author, context.stage) == (author, stage)

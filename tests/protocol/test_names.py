@@ -51,9 +51,7 @@ def test_every_spelling_is_one_name(spelling: str, name: str) -> None:
     assert names.canonical(spelling) == name
 
 
-@pytest.mark.parametrize(
-    "other", ["apollon", "apolloai", "ai", "ci", "mai", "core", "tektonik", "budgets", "my_coder"]
-)
+@pytest.mark.parametrize("other", ["apollon", "apolloai", "ai", "ci", "mai", "core", "tektonik", "budgets", "my_coder"])
 def test_a_near_miss_stays_what_it_is(other: str) -> None:
     assert names.canonical(other) == other
 

@@ -111,9 +111,7 @@ def test_every_variable_has_its_key(tmp_path: Path) -> None:
 
 
 def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
-    empty = dict.fromkeys(
-        [*config.VARIABLES, "CHORUS_CONFIG", "CHORUS_SOCKET", "OLLAMA_HOST", "XDG_STATE_HOME"], ""
-    )
+    empty = dict.fromkeys([*config.VARIABLES, "CHORUS_CONFIG", "CHORUS_SOCKET", "OLLAMA_HOST", "XDG_STATE_HOME"], "")
     assert loaded_with(tmp_path, "", None, **empty) == loaded_with(tmp_path)
 
 
@@ -156,10 +154,7 @@ def test_ollama_host_stands_over_files_and_under_our_own_variable(tmp_path: Path
     over = loaded_with(tmp_path, text, OLLAMA_HOST='"box"')
     assert (over.url, over.origins["backend.url"]) == ("http://box:11434", "OLLAMA_HOST")
     assert over.url_asked_for
-    assert (
-        loaded_with(tmp_path, text, OLLAMA_HOST="box", CHORUS_BACKEND_URL="http://ours:1").url
-        == "http://ours:1"
-    )
+    assert loaded_with(tmp_path, text, OLLAMA_HOST="box", CHORUS_BACKEND_URL="http://ours:1").url == "http://ours:1"
 
 
 def test_ollama_host_says_nothing_of_another_kind_of_server(tmp_path: Path) -> None:
@@ -311,9 +306,7 @@ def test_a_variable_and_a_flag_are_named_in_their_mistakes(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "where"), [("a = 1\nb = \n", "2:5"), ('x = """\n', "2:1"), ("[a]\n[a]\n", "2:3")]
-)
+@pytest.mark.parametrize(("text", "where"), [("a = 1\nb = \n", "2:5"), ('x = """\n', "2:1"), ("[a]\n[a]\n", "2:3")])
 def test_a_syntax_error_has_line_and_column(tmp_path: Path, text: str, where: str) -> None:
     (mistake,) = mistakes(tmp_path, text)
     assert mistake.startswith(f"given.toml:{where}: ")
@@ -406,9 +399,7 @@ def test_a_key_is_shown_as_one_would_type_it() -> None:
 
 
 def test_folders_follow_the_xdg_rules(tmp_path: Path) -> None:
-    dirs = places.dirs(
-        {"HOME": "/h", "XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "relative", "XDG_RUNTIME_DIR": "/r"}
-    )
+    dirs = places.dirs({"HOME": "/h", "XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "relative", "XDG_RUNTIME_DIR": "/r"})
     assert dirs.config == Path("/h/.config/chorus")
     assert dirs.data == Path("/h/.local/share/chorus")
     assert (dirs.state, dirs.logs) == (Path("/s/chorus"), Path("/s/chorus/logs"))
@@ -440,24 +431,16 @@ def test_a_user_unit_keeps_the_users_data_where_it_was() -> None:
 
 
 def test_two_state_folders_have_two_sockets(tmp_path: Path) -> None:
-    one, two = (
-        loaded_with(tmp_path, XDG_STATE_HOME=f"/{name}", XDG_RUNTIME_DIR="/r").socket for name in "ab"
-    )
+    one, two = (loaded_with(tmp_path, XDG_STATE_HOME=f"/{name}", XDG_RUNTIME_DIR="/r").socket for name in "ab")
     assert one != two
     assert re.fullmatch(r"/r/chorus/[0-9a-f]{8}\.sock", str(one))
 
 
 def test_a_socket_path_that_the_kernel_would_refuse_moves(tmp_path: Path) -> None:
     long = "/" + "x" * 100
-    assert loaded_with(tmp_path, XDG_RUNTIME_DIR=long, TMPDIR="/t").socket.parent == Path(
-        f"/t/chorus-{os.getuid()}"
-    )
-    assert loaded_with(tmp_path, XDG_RUNTIME_DIR=long, TMPDIR=long).socket.parent == Path(
-        f"/tmp/chorus-{os.getuid()}"
-    )
-    assert mistakes(tmp_path, CHORUS_SOCKET=long) == [
-        "CHORUS_SOCKET: expected a path of at most 100 bytes, got 101"
-    ]
+    assert loaded_with(tmp_path, XDG_RUNTIME_DIR=long, TMPDIR="/t").socket.parent == Path(f"/t/chorus-{os.getuid()}")
+    assert loaded_with(tmp_path, XDG_RUNTIME_DIR=long, TMPDIR=long).socket.parent == Path(f"/tmp/chorus-{os.getuid()}")
+    assert mistakes(tmp_path, CHORUS_SOCKET=long) == ["CHORUS_SOCKET: expected a path of at most 100 bytes, got 101"]
     assert loaded_with(tmp_path, CHORUS_SOCKET="/run/x.sock").socket == Path("/run/x.sock")
 
 
@@ -553,7 +536,5 @@ def test_the_team_of_the_table_writes_nothing(tmp_path: Path) -> None:
 def test_reading_the_configuration_imports_nothing_heavy() -> None:
     heavy = "{'aiohttp', 'anyio', 'rich', 'psutil', 'asyncio'} & set(sys.modules)"
     code = f"import sys, supervisor.config; supervisor.config.load({{}}, None, {{}}); print({heavy})"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert found.stdout == "set()\n"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from lookalikes.asking import QUICK, config_for, question, running, steps_of, text_of, until
+from lookalikes.ollama import Model, OllamaLookalike
 
 from daemon.backends.auto import Auto
 from daemon.backends.builtin import Builtin
 from daemon.backends.ollama import Ollama
 from daemon.backends.open import open_backend
 from daemon.backends.openai_compatible import OpenAICompatible
-from lookalikes.asking import QUICK, config_for, question, running, steps_of, text_of, until
-from lookalikes.ollama import Model, OllamaLookalike
 from protocol.errors import BackendDown
 
 
@@ -33,9 +33,7 @@ async def test_without_any_model_server_the_echo_answers(tmp_path: Path) -> None
     assert not (tmp_path / "backend.json").exists()
 
 
-async def test_it_moves_as_soon_as_a_model_server_answers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_it_moves_as_soon_as_a_model_server_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with anyio.fail_after(5):
         async with OllamaLookalike() as server:
@@ -138,8 +136,6 @@ async def test_an_address_that_cannot_be_right_leaves_the_echo(tmp_path: Path, u
         ("openai_compatible", False, OpenAICompatible),
     ],
 )
-def test_the_configuration_names_the_backend(
-    tmp_path: Path, kind: str, url_asked_for: bool, expected: type
-) -> None:
+def test_the_configuration_names_the_backend(tmp_path: Path, kind: str, url_asked_for: bool, expected: type) -> None:
     config = config_for("http://127.0.0.1:1", tmp_path, kind=kind, url_asked_for=url_asked_for)
     assert type(open_backend(config)) is expected

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from lookalikes.asking import config_for, content, finish, question, running, steps_of, text_of
 
 from daemon.backends import Piece, Prompt
 from daemon.backends.builtin import Builtin, echo, words
 from daemon.prompt import user_turn
-from lookalikes.asking import config_for, content, finish, question, running, steps_of, text_of
 from protocol.errors import NotFound
 from protocol.messages import Context, Options, Turn
 

@@ -41,9 +41,7 @@ LLAMA = (
         (429, b"", Busy, "try again in 1 s"),
     ],
 )
-def test_each_status_has_its_meaning(
-    status: int, body: bytes, expected: type[ProtocolError], says: str
-) -> None:
+def test_each_status_has_its_meaning(status: int, body: bytes, expected: type[ProtocolError], says: str) -> None:
     error = refused(Refusal(status, said_by(body)), Server("http://x:1"), "x")
     assert type(error) is expected
     assert says in error.sentence

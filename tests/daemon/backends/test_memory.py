@@ -35,9 +35,7 @@ def test_a_file_of_nonsense_is_as_good_as_none(tmp_path: Path, caplog: pytest.Lo
     assert "cannot be read" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_is_no_failure(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     Memory(str(tmp_path / "file")).write(Remembered(seen=True))
     assert "cannot be written" in caplog.text

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lookalikes.asking import config_for, question
 
 from daemon.backends import Piece
 from daemon.backends.ollama_wire import OllamaReading, chat_body, generate_body, load_body
-from lookalikes.asking import config_for, question
 from protocol.errors import BadRequest, EmptyAnswer, ModelError, Truncated
 from protocol.messages import Turn
 
 HERE = Path()
 
 
-def body(
-    can_think: bool | None = None, *, changes: dict[str, Any] | None = None, **options: Any
-) -> dict[str, Any]:
+def body(can_think: bool | None = None, *, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     return chat_body("tiny", question(**options), config_for("", HERE, **(changes or {})), can_think)
 
 
@@ -97,9 +95,7 @@ def test_a_format_is_passed_on() -> None:
 def test_for_an_old_server_the_turns_become_one_text() -> None:
     config = config_for("", HERE)
     assert generate_body("tiny", question("Why?"), config, None)["prompt"] == "Why?"
-    sent = generate_body(
-        "tiny", question("Why?", Turn("user", "Hi"), Turn("assistant", "Hello")), config, None
-    )
+    sent = generate_body("tiny", question("Why?", Turn("user", "Hi"), Turn("assistant", "Hello")), config, None)
     assert sent["prompt"] == "User: Hi\n\nAssistant: Hello\n\nUser: Why?\n\nAssistant:"
     assert sent["system"] == "You are Apollo."
 
@@ -139,9 +135,7 @@ def test_what_stood_before_an_error_in_the_same_read_is_not_lost() -> None:
         reading.finish()
 
 
-@pytest.mark.parametrize(
-    "raw", [b"<html>", b'{"message":3}', b'{"message":{"content":"\xff"}}', b"[" * 9999, b"{"]
-)
+@pytest.mark.parametrize("raw", [b"<html>", b'{"message":3}', b'{"message":{"content":"\xff"}}', b"[" * 9999, b"{"])
 def test_a_line_that_is_no_event_is_a_model_error(raw: bytes) -> None:
     reading = OllamaReading("u")
     reading.take([line("a"), raw])
@@ -158,13 +152,9 @@ def test_without_a_last_line_it_is_truncated() -> None:
 
 def test_the_figures_are_the_servers() -> None:
     reading = OllamaReading("u")
-    figures = {
-        "prompt_eval_count": 100,
-        "prompt_eval_duration": 500_000_000,
-        "eval_count": 30,
-        "eval_duration": 2_000_000_000,
-    }
-    reading.take([line("a"), line(done=True, done_reason="length", load_duration=3_000_000, **figures)])
+    prompt = {"prompt_eval_count": 100, "prompt_eval_duration": 500_000_000, "load_duration": 3_000_000}
+    answer = {"eval_count": 30, "eval_duration": 2_000_000_000, "done_reason": "length", "done": True}
+    reading.take([line("a"), json.dumps(prompt | answer).encode()])
     end = reading.finish()
     assert (end.done_reason, end.prompt_tokens, end.completion_tokens) == ("length", 100, 30)
     assert (end.tokens_per_second, end.prompt_tokens_per_second) == (15.0, 200.0)

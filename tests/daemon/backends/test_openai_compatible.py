@@ -8,10 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-
-from daemon.backends import Finish, Step, Waiting
-from daemon.backends.openai_compatible import OpenAICompatible, with_version
-from daemon.backends.openai_wire import OpenAIReading, completion_body
 from lookalikes.asking import (
     QUICK,
     config_for,
@@ -25,6 +21,10 @@ from lookalikes.asking import (
     until,
 )
 from lookalikes.openai import OpenAILookalike, Script
+
+from daemon.backends import Finish, Step, Waiting
+from daemon.backends.openai_compatible import OpenAICompatible, with_version
+from daemon.backends.openai_wire import OpenAIReading, completion_body
 from protocol.errors import (
     BackendDown,
     BadRequest,
@@ -68,11 +68,13 @@ async def test_every_flavour_of_a_good_answer_is_one(tmp_path: Path, script: Scr
 
 async def test_figures_are_taken_where_there_are_any(tmp_path: Path) -> None:
     with anyio.fail_after(5):
-        async with OpenAILookalike(Script(usage=False)) as server:
-            async with running(OpenAICompatible(config_for(server.url, tmp_path), QUICK)) as backend:
-                assert finish(await steps_of(backend)) == Finish(done_reason="stop")
-                server.script = Script(timings=True)
-                end = finish(await steps_of(backend))
+        async with (
+            OpenAILookalike(Script(usage=False)) as server,
+            running(OpenAICompatible(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            assert finish(await steps_of(backend)) == Finish(done_reason="stop")
+            server.script = Script(timings=True)
+            end = finish(await steps_of(backend))
     assert (end.tokens_per_second, end.prompt_tokens_per_second, end.prompt_ms) == (42.0, 210.0, 57.0)
 
 
@@ -97,9 +99,7 @@ async def test_an_inline_think_tag_is_taken_out(tmp_path: Path) -> None:
     assert (thinking(steps), content(steps)) == ("hm", "Yes")
 
 
-@pytest.mark.parametrize(
-    ("reason", "expected"), [("stop", "stop"), ("length", "length"), ("tool_calls", "stop")]
-)
+@pytest.mark.parametrize(("reason", "expected"), [("stop", "stop"), ("length", "length"), ("tool_calls", "stop")])
 async def test_finish_reasons_are_mapped(tmp_path: Path, reason: str, expected: str) -> None:
     with anyio.fail_after(5):
         async with (
@@ -210,13 +210,9 @@ async def test_the_address_may_end_in_v1_or_not(tmp_path: Path, suffix: str) -> 
 async def test_the_key_is_sent_and_a_wrong_one_is_explained(tmp_path: Path) -> None:
     with anyio.fail_after(5):
         async with OpenAILookalike(key="s3cret") as server:
-            async with running(
-                OpenAICompatible(config_for(server.url, tmp_path, api_key="s3cret"), QUICK)
-            ) as backend:
+            async with running(OpenAICompatible(config_for(server.url, tmp_path, api_key="s3cret"), QUICK)) as backend:
                 assert await text_of(backend) == "Hello, world"
-            async with running(
-                OpenAICompatible(config_for(server.url, tmp_path, model="tiny"), QUICK)
-            ) as backend:
+            async with running(OpenAICompatible(config_for(server.url, tmp_path, model="tiny"), QUICK)) as backend:
                 with pytest.raises(BackendDown, match=r"Invalid API Key.*api_key_file"):
                     await steps_of(backend)
                 await until(lambda: backend.state.state == "down")
@@ -301,9 +297,7 @@ def sent(changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any
 
 
 def test_the_body_is_the_common_subset() -> None:
-    body = sent(
-        {"profile": {"num_ctx": 8192, "top_p": 0.5}}, temperature=0.2, seed=1, stop="END", max_tokens=9
-    )
+    body = sent({"profile": {"num_ctx": 8192, "top_p": 0.5}}, temperature=0.2, seed=1, stop="END", max_tokens=9)
     assert body.pop("messages")[0].content == "You are Apollo."
     assert body == {
         "model": "m",

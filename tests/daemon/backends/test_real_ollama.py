@@ -1,7 +1,8 @@
 """The same promises, kept by a real Ollama with tiny models.
 
-Runs where an `ollama` binary is found (on the PATH, or named by CHORUS_TEST_OLLAMA) and CHORUS_TEST_OLLAMA_MODELS names
-a models folder with `tiny`, `tiny-tied` (repeats one token, until the server gives up without `done`) and `tiny-think`.
+Runs where an `ollama` binary is found (on the PATH, or named by CHORUS_TEST_OLLAMA) and
+CHORUS_TEST_OLLAMA_MODELS names a models folder with `tiny`, `tiny-tied` (repeats one token, until the server
+gives up without `done`) and `tiny-think`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from lookalikes.asking import QUICK, config_for, content, finish, question, running, steps_of, thinking, until
 
 from daemon.backends.ollama import Ollama
-from lookalikes.asking import QUICK, config_for, content, finish, question, running, steps_of, thinking, until
 from protocol.errors import BadRequest, ContextOverflow, EmptyAnswer, ModelMissing, Truncated
 from protocol.messages import Turn
 
@@ -38,9 +39,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("ollama")
     settings = {"OLLAMA_HOST": host, "OLLAMA_MODELS": str(MODELS), "OLLAMA_NO_CLOUD": "1", "HOME": str(home)}
     with (home / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [str(BINARY), "serve"], env={**os.environ, **settings}, stdout=log, stderr=log
-        )
+        server = subprocess.Popen([str(BINARY), "serve"], env={**os.environ, **settings}, stdout=log, stderr=log)
     try:
         yield f"http://{host}"
     finally:
@@ -113,9 +112,7 @@ async def test_a_conversation_goes_on(url: str, tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with running(await ready(url, tmp_path)) as backend:
             short = finish(await steps_of(backend, question()))
-            long = finish(
-                await steps_of(backend, question("And?", Turn("user", "Hi"), Turn("assistant", "Hello")))
-            )
+            long = finish(await steps_of(backend, question("And?", Turn("user", "Hi"), Turn("assistant", "Hello"))))
     assert (long.prompt_tokens or 0) > (short.prompt_tokens or 0)
 
 

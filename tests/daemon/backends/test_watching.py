@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
+from lookalikes.asking import until
 
 from daemon.backends.rhythm import Rhythm
 from daemon.backends.watching import Watch
-from lookalikes.asking import until
 
 
 class Looks:

@@ -128,9 +128,7 @@ def test_the_example_shows_every_key_of_the_schema() -> None:
     for name, table in schema.items():
         if isinstance(table, dict) and table:
             assert set(shown[name]) == set(table), name
-    assert set(shown["specialists"]["apollo"]) == {
-        one.name for one in msgspec.structs.fields(SpecialistSettings)
-    }
+    assert set(shown["specialists"]["apollo"]) == {one.name for one in msgspec.structs.fields(SpecialistSettings)}
 
 
 def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
