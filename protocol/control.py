@@ -110,11 +110,15 @@ class SpecialistStatus(Struct, frozen=True, kw_only=True):
 
 
 class SupervisorStatus(Struct, frozen=True):
-    """`state` is running, stopping or down; pid and uptime are those of the process that wrote this."""
+    """`state` is running, stopping or down; the rest is that of the process that wrote this.
+
+    `version` is chorus's own; None from a supervisor that did not tell it yet.
+    """
 
     pid: int | None
     uptime: float | None
     state: str
+    version: str | None = None
 
 
 class GatewayStatus(Struct, frozen=True):

@@ -1,6 +1,4 @@
-"""One answer as steps: what it waits for, its pieces, and its end. The same for every server that streams
-lines.
-"""
+"""One answer as steps: what it waits for, its pieces, and its end. The same for every server that streams lines."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class Source(Protocol):
 
 
 async def answered(start: Callable[[], Call], reading: Reading, source: Source) -> AsyncGenerator[Step, None]:
-    """The steps of one answer, which starts with the first step asked for. Closing it ends it at the model
-    server.
-    """
+    """The steps of one answer, which starts with the first step asked for. Closing it ends it at the model server."""
     call = start()
     said: Waiting | None = None
     heard = False

@@ -1,7 +1,7 @@
 """Finds out by itself where answers come from, for machines where nobody has configured anything.
 
-It starts on the built-in echo only where no model server was ever seen, and moves to the model server as soon
-as one answers, once and for good: an echo in place of a model that is only down for a minute would be a lie.
+It starts on the built-in echo only where no model server was ever seen, and moves to the model server as soon as one
+answers, once and for good: an echo in place of a model that is only down for a minute would be a lie.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.backends import Backend, Prompt, Step
 from daemon.backends.builtin import Builtin
@@ -26,9 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Auto:
-    """The backend that is the built-in echo until a model server answers. Everything it says is the current
-    one's.
-    """
+    """The built-in echo until a model server answers. Everything it says is what the current one says."""
 
     def __init__(self, config: SpecialistConfig, rhythm: Rhythm = USUAL) -> None:
         self._config = config
@@ -36,6 +34,7 @@ class Auto:
         self._memory = Memory(config.state_dir)
         self._ollama = Ollama(config, rhythm)
         self._current: Backend = self._ollama if self._memory.read().seen else Builtin(config)
+        self._tried = anyio.Event()  # the first attempt to find a model server is over
 
     @property
     def kind(self) -> str:
@@ -64,37 +63,37 @@ class Auto:
         return await self._current.embed(texts, model)
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Is started after the first attempt, so that a model server which is there answers the first question too."""
         if self._current is self._ollama:
             await self._ollama.run(task_status=task_status)
             return
-        task_status.started()
-        await self._listening()
         async with anyio.create_task_group() as tasks:
-            await tasks.start(self._ollama.run)
-            await self._usable()
-            self._current = self._ollama
-            log.info("a model server answers at %s: answers come from %s now", self._config.url, self.model or "it")
+            tasks.start_soon(self._find, tasks)
+            with anyio.move_on_after(self._rhythm.quiet):
+                await self._tried.wait()
+            task_status.started()
 
-    async def _listening(self) -> None:
-        """Returns when something listens there, or when another process has found a model server before."""
+    async def _find(self, tasks: TaskGroup) -> None:
+        """Tries until the model server has a model that can answer, or another process has found one; then moves."""
+        asked = False
         while not self._memory.read().seen:
             if await self._listens():
-                return
-            await anyio.sleep(self._rhythm.probe)
-
-    async def _usable(self) -> None:
-        """Returns when the model server has a model that can answer, or when another process has found one
-        before.
-        """
-        while not self._memory.read().seen:
-            if await self._listens():
+                if not asked:
+                    await tasks.start(self._ollama.run)
+                    asked = True
                 await self._ollama.look()
                 if self._ollama.state.state == "ready":
-                    return
+                    break
+            self._tried.set()
             await anyio.sleep(self._rhythm.probe)
+        if not asked:
+            await tasks.start(self._ollama.run)
+        self._current = self._ollama
+        self._tried.set()
+        log.info("a model server answers at %s: answers come from %s now", self._config.url, self.model or "it")
 
     async def _listens(self) -> bool:
-        """Whether anything accepts connections there. Costs the other side nothing, and a log line nowhere."""
+        """Whether anything accepts connections there. Costs the other side nothing, and no line in its log."""
         try:
             address = urlsplit(self._config.url)
             port = address.port or (443 if address.scheme == "https" else 80)

@@ -1,5 +1,4 @@
-"""The built-in echo: answers without any model, so that the whole system can be tried, and tested, on a bare
-machine.
+"""The built-in echo: answers without any model, so that the whole system can be tried, and tested, on a bare machine.
 
 It never pretends: its first sentence says what it is, and how to get a real model.
 """
@@ -27,9 +26,7 @@ LONGEST_ECHO = 300  # characters of each part that is repeated
 
 
 class Builtin:
-    """The backend that needs nothing. `pace` is in tokens a second; a token is a word with the space before
-    it.
-    """
+    """The backend that needs nothing. `pace` is in tokens a second; a token is a word with the space before it."""
 
     kind = NAME
     model = NAME

@@ -26,9 +26,7 @@ LONGEST_LINE = 8 * 1_048_576  # the limit of Ollama's own client
 
 
 class Call:
-    """The state of one question. Its opening task writes `_response` and `_failure`; the asker reads and
-    closes.
-    """
+    """The state of one question. Its opening task writes `_response` and `_failure`; the asker reads and closes."""
 
     def __init__(self, model: str, upstream: Upstream) -> None:
         self.model = model
@@ -62,8 +60,7 @@ class Call:
         self.news.set()
 
     async def settled(self) -> bool:
-        """Waits for the status line, but not for long: false means, look at what the wait is for and come
-        again.
+        """Waits for the status line, but not for long: false means, look at what the wait is for and come again.
 
         Raises what went wrong instead.
         """
@@ -86,8 +83,7 @@ class Call:
         return self._loop.time() - self.began >= self._upstream.rhythm.quiet
 
     async def lines(self) -> list[bytes]:
-        """The whole lines of the next read that completes any; a last one without its end counts; none is the
-        end.
+        """The whole lines of the next read that completes any; a last one without its end counts; none is the end.
 
         Raises Stalled, ModelError, or BackendDown where not one line had come.
         """
@@ -130,8 +126,7 @@ class Call:
             self._silence.allow(self._upstream.rhythm.after_finish)
 
     def finish(self) -> None:
-        """The answer is complete: the rest of the body is read aside, so that the connection can be used
-        again.
+        """The answer is complete: the rest of the body is read aside, so that the connection can be used again.
 
         Closing it would be right as well, but a server that is still writing then logs a failure.
         """

@@ -1,6 +1,4 @@
-"""The seam to a model server: every way in which HTTP can fail becomes one of protocol.errors here, with its
-remedy.
-"""
+"""The seam to a model server: every way in which HTTP can fail becomes one of protocol.errors here, with its remedy."""
 
 from __future__ import annotations
 
@@ -152,9 +150,7 @@ _decode_error = msgspec.json.Decoder(_Error).decode
 
 
 def said_by(body: bytes) -> str:
-    """The sentence in an error body: a string, an object with a message, or such an object as JSON inside the
-    string.
-    """
+    """The sentence in an error body: a string, an object with a message, or such an object inside a string."""
     text = body.decode(errors="replace").strip()
     for _ in range(3):  # llama-server's JSON comes as a string inside Ollama's
         try:

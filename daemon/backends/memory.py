@@ -20,9 +20,7 @@ FILE_NAME = "backend.json"
 
 
 class Remembered(Struct, frozen=True):
-    """`model` is the default model chosen at `url`. `seen`: some model server answered once, here or
-    elsewhere.
-    """
+    """`model` is the default model chosen at `url`. `seen`: some model server answered once, here or elsewhere."""
 
     url: str = ""
     model: str | None = None
@@ -54,9 +52,7 @@ class Memory:
         return remembered.model if remembered.url == url else None
 
     def write(self, remembered: Remembered) -> None:
-        """Replaces the file in one step. A state folder that cannot be written costs the memory, nothing
-        else.
-        """
+        """Replaces the file in one step. A state folder that cannot be written costs the memory, nothing else."""
         if self.read() == remembered:
             return
         try:

@@ -167,9 +167,7 @@ class Ollama:
         return vectors.embeddings, vectors.model or model
 
     async def _open(self, prompt: Prompt, call: Call) -> aiohttp.ClientResponse:
-        """Everything up to the status line: the state if it is not known yet, the warm-up if it is needed,
-        the question.
-        """
+        """Everything up to the status line: a first look, the warm-up where it is needed, the question."""
         if self._watch.looked_at is None:
             await self._watch.fresh()
         model = call.model = call.model or await self._default()

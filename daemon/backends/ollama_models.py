@@ -1,5 +1,4 @@
-"""What is known of one Ollama's models: which are installed, which are loaded, what they can, which one is
-ours.
+"""What is known of one Ollama's models: which are installed, which are loaded, what they can, which one is ours.
 
 One writer, the backend that owns it: `look` asks everything anew, `used` notes that a model has just
 answered.

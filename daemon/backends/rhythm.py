@@ -1,6 +1,4 @@
-"""How often a backend looks at its model server, and how long it lets it think. Policy; tests pass shorter
-ones.
-"""
+"""How often a backend looks at its model server, and how long it lets it think. Policy; tests pass shorter ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from daemon.backends import http
 from daemon.backends.call import Call
 from daemon.backends.http import FOREIGN, Refusal, Server, StatusError
 from daemon.backends.rhythm import Rhythm
-from protocol.errors import Draining
+from protocol.errors import BadRequest, Draining
 from protocol.settings import Limits
 
 READ_BUFFER = 1_048_576  # with less, aiohttp stops and starts the socket between small chunks
@@ -32,9 +32,7 @@ LARGE_REQUEST = 1_048_576  # aiohttp warns of larger ones as bytes, and wants a 
 
 
 class Upstream:
-    """The way to one model server. Works inside `async with upstream.open()`, which belongs to a backend's
-    run().
-    """
+    """The way to one model server. Works inside `async with upstream.open()`, which belongs to a backend's run()."""
 
     def __init__(self, server: Server, limits: Limits, rhythm: Rhythm, api_key: str | None) -> None:
         self.server = server
@@ -137,7 +135,10 @@ class Upstream:
     async def _request(self, method: str, path: str, body: object) -> aiohttp.ClientResponse:
         if self._session is None or self._session.closed:
             raise _ending()
-        data = None if body is None else msgspec.json.encode(body)
+        try:
+            data = None if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"the text cannot be sent ({error.reason}): send valid Unicode") from None
         for last in (False, True):
             seen = SimpleNamespace(reused=False)
             try:

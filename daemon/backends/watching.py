@@ -21,9 +21,7 @@ class Watch:
         self.looked_at: float | None = None
 
     async def run(self) -> None:
-        """Looks until cancelled: every `rhythm.look` seconds, and when asked, but not closer than
-        `look_again`.
-        """
+        """Looks until cancelled: every `rhythm.look` seconds, and when asked, but not closer than `look_again`."""
         now = asyncio.get_running_loop().time
         while True:
             self._wanted = anyio.Event()

@@ -16,12 +16,12 @@ from supervisor.config import Loaded, user_file
 from supervisor.locate import Key, dotted
 
 
-@click.group()
-def config() -> None:
+@click.group("config")
+def config_command() -> None:
     """Check, show or begin the configuration."""
 
 
-@config.command()
+@config_command.command()
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Read everything; print ok and the files, or every mistake (exit 2)."""
@@ -33,7 +33,7 @@ def check(ctx: click.Context) -> None:
         click.echo("no configuration file: built-in defaults (chorus config init writes one)", err=True)
 
 
-@config.command()
+@config_command.command()
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with origins.")
 @click.pass_context
@@ -47,7 +47,7 @@ def show(ctx: click.Context, origin: bool, as_json: bool) -> None:
         click.echo(line)
 
 
-@config.command()
+@config_command.command()
 @click.option("--force", is_flag=True, help="Keep an existing file as NAME.bak and write a new one.")
 @click.pass_context
 def init(ctx: click.Context, force: bool) -> None:
@@ -67,7 +67,7 @@ def init(ctx: click.Context, force: bool) -> None:
     click.echo(target)
 
 
-@config.command()
+@config_command.command()
 @click.pass_context
 def path(ctx: click.Context) -> None:
     """Print the path of the file that is yours to edit."""

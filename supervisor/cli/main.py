@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,6 +128,8 @@ def main() -> NoReturn:
     except (Failure, ProtocolError) as error:
         failure = error if isinstance(error, Failure) else failure_of(error)
         if debug:
+            import traceback
+
             traceback.print_exc()
         _fail(failure, as_json=as_json)
 

@@ -27,15 +27,15 @@ UP = ("ready", "degraded")
 @click.pass_context
 def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool) -> int:
     """Show the team, or some of it."""
-    import anyio
-
     loaded = settings_of(ctx)
     chosen = list(names) or None
     if watch:
+        import anyio
+
         from supervisor.cli.watch import watch_status
 
         return anyio.run(watch_status, loaded, chosen, as_json)
-    report, answered = anyio.run(_report, loaded, chosen)
+    report, answered = _report(loaded, chosen)
     if report is None:
         raise Failure("the team is not running", Exit.NOT_RUNNING, remedy="chorus up", code="not_running")
     if as_json:
@@ -114,12 +114,12 @@ def _row(one: SpecialistStatus) -> Sequence[str]:
     )
 
 
-async def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | None, bool]:
+def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | None, bool]:
     """The state of the team, and whether its supervisor said it itself."""
-    from supervisor.cli.reach import last_report, report
+    from supervisor.cli.reach import glance, last_report
 
     try:
-        return await report(loaded, names), True
+        return glance(loaded, names), True
     except Failure:
         last = last_report(loaded)
     if last is None or names is None:

@@ -19,6 +19,7 @@ import anyio.abc
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from protocol import __version__
 from protocol.control import (
     BackendStatus,
     Gap,
@@ -63,7 +64,7 @@ class Registry:
         now = time.time()
         chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
         return StatusReport(
-            supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state),
+            supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state, __version__),
             gateway=GatewayStatus(url=None, state="disabled", pid=None),
             backend=self._backend,
             specialists=[_aged(one, now) for one in chosen],

@@ -1,6 +1,4 @@
-"""A backend as a test asks it: a configuration with sensible values, a running backend, its steps taken
-apart.
-"""
+"""A backend as a test asks it: a configuration with sensible values, a running backend, its steps taken apart."""
 
 from __future__ import annotations
 

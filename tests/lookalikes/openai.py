@@ -1,5 +1,4 @@
-"""Something that looks like a server with OpenAI's protocol (llama.cpp, vLLM, LM Studio), and fails on
-command.
+"""Something that looks like a server with OpenAI's protocol (llama.cpp, vLLM, LM Studio), and fails on command.
 
 `async with OpenAILookalike(Script(...)) as server: server.url`. The flavours differ as the real ones do: in
 the first chunk, in where the finish reason stands, in how an error comes.

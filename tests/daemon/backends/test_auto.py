@@ -48,6 +48,13 @@ async def test_it_moves_as_soon_as_a_model_server_answers(tmp_path: Path, caplog
             assert json.loads((tmp_path / "backend.json").read_bytes())["seen"] is True
 
 
+async def test_a_model_server_that_is_there_answers_the_first_question_too(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with OllamaLookalike() as server, running(Auto(config_for(server.url, tmp_path))) as backend:
+            assert backend.kind == "ollama"
+            assert await text_of(backend) == "Hello, world"
+
+
 async def test_a_model_server_without_a_model_is_not_enough(tmp_path: Path) -> None:
     with anyio.fail_after(5):
         async with (

@@ -459,6 +459,14 @@ async def test_a_request_of_many_megabytes_is_sent_whole(tmp_path: Path) -> None
             assert len(server.asked()[-1].body["messages"][-1]["content"]) == 3_000_000
 
 
+async def test_text_that_is_no_unicode_is_the_callers_mistake(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with OllamaLookalike() as server, running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend:
+            with pytest.raises(BadRequest, match="Unicode"):
+                await steps_of(backend, question("\ud800"))
+            assert await text_of(backend) == "Hello, world"
+
+
 # -- vectors ----------------------------------------------------------------------------------------------------------
 
 

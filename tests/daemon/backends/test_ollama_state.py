@@ -1,6 +1,4 @@
-"""What a backend knows of its Ollama: warm-up, state, default model, and what people are told while they
-wait.
-"""
+"""What a backend knows of its Ollama: warm-up, state, default model, and what people are told while they wait."""
 
 from __future__ import annotations
 

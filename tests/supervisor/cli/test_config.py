@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from protocol.settings import Settings, SpecialistSettings
 from supervisor import config as configuration
-from supervisor.cli.config import as_toml, config, example
+from supervisor.cli.config import as_toml, config_command, example
 from supervisor.cli.context import Invocation
 from supervisor.config import ConfigError, load
 
@@ -25,7 +25,7 @@ def no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def chorus(home: Path, *words: str, config_file: Path | None = None, **environ: str) -> Result:
     call = Invocation(config_file=config_file, environ={"HOME": str(home), **environ})
-    return CliRunner().invoke(config, list(words), obj=call)
+    return CliRunner().invoke(config_command, list(words), obj=call)
 
 
 def test_a_right_configuration_is_ok_and_its_files_are_listed(tmp_path: Path) -> None:
