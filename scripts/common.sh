@@ -1,5 +1,5 @@
 # Sourced by run and test: a virtual environment beside the project, with exactly what the lock file says.
-# usage: prepare LOCK_FILE   sets $venv; does nothing when the environment has this lock file's packages already
+# usage: prepare LOCK_FILE [LOCK_FILE THAT IT CONTAINS]   does nothing when the environment has the packages already
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv"
@@ -24,21 +24,26 @@ find_python() {
     die "Python 3.11 or newer was not found" "apt install python3, or set PYTHON to one"
 }
 
+# What an environment must have been made from, to be the one of this lock file.
+fingerprint() { cat "$root/$1" "$root/pyproject.toml" | cksum; }
+
 prepare() {
-    local lock="$root/$1" python stamp wanted
-    stamp="$venv/.prepared-with-${1%.txt}"
-    wanted=$(cat "$lock" "$root/pyproject.toml" | cksum)
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    local python lock
+    if [ "$(cat "$venv/.made-from-$1" 2>/dev/null)" = "$(fingerprint "$1")" ]; then
         return
     fi
     python=$(find_python) || exit 1
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        die "this Python cannot make virtual environments" "apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+        die "this Python cannot make virtual environments" \
+            "apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     fi
     say "preparing $venv (once)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" ||
-        die "the packages of $1 could not be installed" "if a package had to be compiled: apt install gcc $("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$root/$1" ||
+        die "the packages of $1 could not be installed" \
+            "if one had to be compiled: apt install gcc $("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
-    printf '%s' "$wanted" > "$stamp"
+    for lock in "$@"; do
+        fingerprint "$lock" > "$venv/.made-from-$lock"
+    done
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import anyio
 
@@ -26,16 +26,16 @@ class Systemd:
         if not self._path:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as outgoing:
+            outgoing.setblocking(False)  # a manager that does not read must not stop us
             try:
                 outgoing.sendto("\n".join(lines).encode(), self._path)
             except OSError as error:
                 logger.warning("cannot tell systemd %s: %s", lines[0], error)
 
-    async def keep_alive(self, is_well: Callable[[], bool]) -> None:
-        """Feeds the watchdog at half its interval from this event loop, while we find ourselves well."""
+    async def keep_alive(self) -> None:
+        """Feeds the watchdog at half its interval from this event loop, until cancelled: also on the way down."""
         if self.watchdog is None:
             return
         while True:
-            if is_well():
-                self.say("WATCHDOG=1")
+            self.say("WATCHDOG=1")
             await anyio.sleep(self.watchdog / 2)

@@ -101,6 +101,9 @@ def chorus(
         "backend.url": backend_url,
         "backend.model": default_model,
     }
+    # click strips colour where there is no terminal, whatever was painted: it is told where that was asked for.
+    forced = color == "always" or (color == "auto" and os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR"))
+    ctx.color = True if forced else None
     ctx.obj = Invocation(config_file=config_file, flags=flags, environ=os.environ, color=color, debug=debug)
 
 

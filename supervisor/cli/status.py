@@ -92,9 +92,8 @@ def advice(report: StatusReport) -> list[str]:
         )
     elif running and backend.error:
         lines.append(f"model server: {backend.error}")
-    for one in report.specialists:
-        if one.last_error and one.state not in UP:
-            lines.append(f"{one.name}: {one.last_error}" + (f"  do: {one.remedy}" if one.remedy else ""))
+    troubled = [one for one in report.specialists if one.last_error and one.state not in UP]
+    lines += [f"{one.name}: {one.last_error}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled]
     return lines + list(report.notices)
 
 

@@ -188,7 +188,7 @@ async def _down(loaded: Loaded, grace: float | None) -> int:
         )
         return Exit.DONE
     with anyio.move_on_after(SUPERVISOR_WITHIN):
-        while _lock_is_held(loaded):
+        while _lock_is_held(loaded):  # noqa: ASYNC110 - another process's end: the lock is all there is to look at
             await anyio.sleep(0.01)
     click.echo(f"the team is down, {stopped} specialists stopped", err=True)
     return Exit.DONE

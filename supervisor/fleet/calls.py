@@ -6,6 +6,8 @@ Every call is answered by one `Answered` with its number. `Exited` comes by itse
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 from msgspec import Struct
 
@@ -17,7 +19,7 @@ class Call(Struct, frozen=True, tag_field="call", kw_only=True):
 
 
 class Bind(Call, frozen=True, tag="bind", kw_only=True):
-    """Bind and hold a specialist's port; nothing happens when it is held already."""
+    """Bind and hold a specialist's port; nothing happens when it is held already. Another port of the name is let go."""
 
     name: str
     addresses: list[str]
@@ -74,22 +76,28 @@ class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=
 
 
 class Exited(Struct, frozen=True, tag_field="report", tag="exited", kw_only=True):
-    """A process ended: with an exit code, or by a signal. `at` is a Unix time."""
+    """A process ended: with an exit code, or by a signal; `asked` when it had been sent TERM. `at` is a Unix time."""
 
     name: str
     pid: int
     code: int | None
     signal: int | None
     at: float
+    asked: bool = False
 
 
 class Process(Struct, frozen=True, kw_only=True):
-    """A process that lives; `started` is a Unix time."""
+    """A process that lives; `started` is a Unix time. `stopping` when it was sent TERM, `draining` when USR1.
+
+    `fingerprint` is that of the configuration it was started with.
+    """
 
     name: str
     pid: int
     started: float
     draining: bool = False
+    stopping: bool = False
+    fingerprint: str = ""
 
 
 class Living(Struct, frozen=True, tag_field="report", tag="living", kw_only=True):
@@ -103,6 +111,11 @@ AnyReport = Answered | Exited | Living
 
 decode_call = msgspec.json.Decoder(AnyCall).decode
 decode_report = msgspec.json.Decoder(AnyReport).decode
+
+
+def fingerprint(config: SpecialistConfig) -> str:
+    """Tells two configurations apart: a process of another one is replaced."""
+    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
 
 
 def line(message: Struct) -> bytes:

@@ -21,6 +21,8 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+from msgspec.structs import replace
 from setproctitle import setproctitle
 
 from daemon import listen, process
@@ -29,10 +31,12 @@ from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Answered, Exited, Living
+from supervisor.fleet.survivors import title
 
 REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
 DESCRIPTORS = 65_536
-END_WITHIN = 10.0  # seconds that processes have when everything is stopped without a supervisor
+END_MARGIN = 2.0  # seconds beyond their own grace that processes have when all are stopped without a supervisor
+KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
 PR_SET_NAME = 15
 
 # What libraries import only when it is used: in here once, or in every child again (16 ms and 14 MB each, measured).
@@ -54,8 +58,11 @@ class ForkServer:
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
         self._supervisor: socket.socket | None = None
+        self._has_asked = False  # whoever connects only to look says nothing, and has not been told of any exit
         self._lines = LineBuffer(None)
         self._listeners: dict[str, list[socket.socket]] = {}
+        self._places: dict[str, tuple[list[str], int]] = {}  # what each name's listeners were bound to
+        self._grace = 0.0  # the longest that any process has of its own
         self._processes: dict[int, calls.Process] = {}
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
         self._stop_without_supervisor = False
@@ -80,11 +87,12 @@ class ForkServer:
         if self._supervisor is not None:
             self._supervisor.close()
         self._supervisor = supervisor
+        self._has_asked = False
         self._lines = LineBuffer(None)
-        exits = list(self._exits)
-        self._exits.clear()
-        held = list(self._listeners)
-        self._tell(Living(pid=os.getpid(), processes=list(self._processes.values()), held=held, exits=exits))
+        living = list(self._processes.values())
+        self._tell(
+            Living(pid=os.getpid(), processes=living, held=list(self._listeners), exits=list(self._exits))
+        )
 
     def _hear(self) -> None:
         assert self._supervisor is not None
@@ -93,25 +101,37 @@ class ForkServer:
         except OSError:
             data = b""
         if not data:
-            self._supervisor.close()
-            self._supervisor = None
-            if self._stop_without_supervisor:
-                self._end_everything()
+            self._hang_up()
             return
+        if not self._has_asked:
+            self._has_asked = True
+            self._exits.clear()
         self._lines.feed(data)
         while (line := self._lines.next_line()) is not None:
-            self._obey(calls.decode_call(line))
+            try:
+                call = calls.decode_call(line)
+            except msgspec.MsgspecError as error:
+                # A supervisor of another version. It is refused; what lives must not fall with it.
+                print(f"a call cannot be read: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                self._hang_up()
+                return
+            self._obey(call)
+
+    def _hang_up(self) -> None:
+        assert self._supervisor is not None
+        self._supervisor.close()
+        self._supervisor = None
+        if self._stop_without_supervisor and self._has_asked:
+            self._end_everything()
 
     def _obey(self, call: calls.AnyCall) -> None:
         try:
             match call:
                 case calls.Bind():
-                    if call.name not in self._listeners:
-                        self._listeners[call.name] = listen.bind(call.addresses, call.port)
+                    self._bind(call)
                     self._tell(Answered(number=call.number))
                 case calls.Release():
-                    for listener in self._listeners.pop(call.name, []):
-                        listener.close()
+                    self._release(call.name)
                     self._tell(Answered(number=call.number))
                 case calls.Lend():
                     self._lend(call)
@@ -142,6 +162,18 @@ class ForkServer:
             if isinstance(report, Exited):
                 self._exits.append(report)
 
+    def _bind(self, call: calls.Bind) -> None:
+        place = (call.addresses, call.port)
+        if self._places.get(call.name) != place:
+            self._release(call.name)
+            self._listeners[call.name] = listen.bind(*place)
+            self._places[call.name] = place
+
+    def _release(self, name: str) -> None:
+        self._places.pop(name, None)
+        for listener in self._listeners.pop(name, []):
+            listener.close()
+
     def _lend(self, call: calls.Lend) -> None:
         listeners = self._listeners.get(call.name, [])
         answer = calls.line(Answered(number=call.number, listeners=len(listeners)))
@@ -159,7 +191,10 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             self._become(config, listeners)
-        self._processes[pid] = calls.Process(name=config.name, pid=pid, started=time.time())
+        self._processes[pid] = calls.Process(
+            name=config.name, pid=pid, started=time.time(), fingerprint=calls.fingerprint(config)
+        )
+        self._grace = max(self._grace, config.grace)
         return pid
 
     def _become(self, config: SpecialistConfig, listeners: list[socket.socket]) -> NoReturn:
@@ -167,7 +202,7 @@ class ForkServer:
         code = 1
         try:
             os.setsid()  # signals to the group of one specialist reach nobody else
-            signal.set_wakeup_fd(-1)
+            os.close(signal.set_wakeup_fd(-1))
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             for held in (self._listening, self._supervisor, self._wakeup):
@@ -177,7 +212,7 @@ class ForkServer:
                 if name != config.name:
                     for other in others:
                         other.close()
-            name_process(f"chorus: {config.name} [{config.port}]")
+            name_process(title(config.name, config.port))
             log_dir = Path(config.log_dir) if config.log_dir else None
             if log_dir is not None:
                 redirect_output(log_dir / f"{config.name}.out")
@@ -195,12 +230,15 @@ class ForkServer:
         # Only what has not been reaped is signalled: until then its number cannot belong to anybody else.
         if call.pid not in self._processes:
             raise ProcessLookupError(3, f"no process {call.pid} of ours")
-        (os.killpg if call.group else os.kill)(call.pid, call.signal)
+        try:
+            (os.killpg if call.group else os.kill)(call.pid, call.signal)
+        except ProcessLookupError:
+            os.kill(call.pid, call.signal)  # forked so lately that it has not made its group
+        known = self._processes[call.pid]
         if call.signal == signal.SIGUSR1:
-            known = self._processes[call.pid]
-            self._processes[call.pid] = calls.Process(
-                name=known.name, pid=known.pid, started=known.started, draining=True
-            )
+            self._processes[call.pid] = replace(known, draining=True)
+        elif call.signal == signal.SIGTERM:
+            self._processes[call.pid] = replace(known, stopping=True)
 
     def _take_signals(self) -> None:
         numbers = set(os.read(self._wakeup.fileno(), 4096))
@@ -218,6 +256,7 @@ class ForkServer:
                 return
             known = self._processes.pop(pid, None)
             if known is not None:
+                _kill_group(pid)  # what it had started is not left without it
                 code = os.waitstatus_to_exitcode(status)
                 self._tell(
                     Exited(
@@ -226,6 +265,7 @@ class ForkServer:
                         code=code if code >= 0 else None,
                         signal=-code if code < 0 else None,
                         at=time.time(),
+                        asked=known.stopping,
                     )
                 )
 
@@ -233,20 +273,24 @@ class ForkServer:
         """Asks every process to end, ends by force what does not, and exits."""
         for pid in self._processes:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + END_WITHIN
-        while self._processes and (left := deadline - time.monotonic()) > 0:
-            select.select([self._wakeup], [], [], left)
-            os.read(self._wakeup.fileno(), 4096)
-            self._reap()
+            os.kill(pid, signal.SIGCONT)  # a stopped one does not hear the first
+        self._await_exits(self._grace + END_MARGIN)
         self._kill_all()
         os._exit(0)
 
     def _kill_all(self) -> None:
+        """Ends what still runs by force; afterwards it is gone and not only about to go."""
         for pid in self._processes:
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has not made its group yet, or is a zombie: it goes with us
+            os.kill(pid, signal.SIGKILL)
+        self._await_exits(KILLED_WITHIN)
+
+    def _await_exits(self, within: float) -> None:
+        deadline = time.monotonic() + within
+        self._reap()
+        while self._processes and (left := deadline - time.monotonic()) > 0:
+            if select.select([self._wakeup], [], [], left)[0]:
+                os.read(self._wakeup.fileno(), 4096)
+                self._reap()
 
 
 def main(listening: socket.socket, log_dir: Path) -> NoReturn:
@@ -261,6 +305,13 @@ def main(listening: socket.socket, log_dir: Path) -> NoReturn:
     gc.collect()
     gc.freeze()
     ForkServer(listening).run()
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # it was alone; macOS says the second of a group of zombies
 
 
 def name_process(title: str) -> None:
@@ -300,4 +351,5 @@ def _signals_into_pipe() -> socket.socket:
         signal.signal(number, lambda *_: None)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor held its own back while it began
     return ours

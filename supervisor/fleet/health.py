@@ -49,8 +49,9 @@ async def watch(
     heard = time.monotonic()
     limit = max(START_WITHIN, hung_after)
     while True:
-        left = limit - (time.monotonic() - heard)
-        with anyio.move_on_after(max(LEAST_PATIENCE, left)) as patience:
+        asked = time.monotonic()
+        allowed = max(LEAST_PATIENCE, limit - (asked - heard))
+        with anyio.move_on_after(allowed) as patience:
             try:
                 async with connect(host, port) as connection:
                     answer = await _ask(connection)
@@ -62,6 +63,8 @@ async def watch(
             except ProtocolError as error:
                 if not isinstance(error, PeerError):
                     logger.warning("port %d answered a health check with: %s", port, error.sentence)
+        if patience.cancelled_caught and _was_late(asked + allowed):
+            heard = time.monotonic()
         silent_for = time.monotonic() - heard
         if silent_for >= limit:
             report(Silent(silent_for))
@@ -74,19 +77,26 @@ async def _keep_asking(
     """Rounds on one connection; returns when it was last heard of, once it is silent for too long or the connection ends."""
     heard = time.monotonic()
     while True:
-        before = time.monotonic()
+        due = time.monotonic() + period
         await anyio.sleep(period)
-        late = time.monotonic() - before - period
-        if late > OWN_LATENESS:
+        if _was_late(due):
             heard = time.monotonic()
-        with anyio.move_on_after(max(LEAST_PATIENCE, hung_after - (time.monotonic() - heard))) as patience:
+        asked = time.monotonic()
+        allowed = max(LEAST_PATIENCE, hung_after - (asked - heard))
+        with anyio.move_on_after(allowed) as patience:
             try:
                 report(Answering(await _ask(connection)))
             except PeerError:
                 return heard
             heard = time.monotonic()
         if patience.cancelled_caught:
-            return heard
+            # Its answer may lie there unread: a timer that is overdue cancels before we come to read.
+            return time.monotonic() if _was_late(asked + allowed) else heard
+
+
+def _was_late(due: float) -> bool:
+    """Whether it was us who slept over the end of a wait."""
+    return time.monotonic() - due > OWN_LATENESS
 
 
 async def _ask(connection: Connection) -> HealthResponse:

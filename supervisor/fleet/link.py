@@ -23,6 +23,9 @@ from supervisor.fleet.calls import Answered, Exited, Living
 logger = logging.getLogger("chorus.supervisor")
 
 
+GONE = "the process that holds the specialists' sockets is gone"
+
+
 class _Pending:
     """A call that waits for its answer."""
 
@@ -33,7 +36,10 @@ class _Pending:
 
 
 class Link:
-    """Calls to the fork server. `on_exit` hears of every process that ends; `lost` is set when the fork server is gone."""
+    """Calls to the fork server. `on_exit` hears of every process that ends; `lost` is set when the fork server is gone.
+
+    Every call raises ForkServerLost then.
+    """
 
     def __init__(self, stream: anyio.abc.UNIXSocketStream, on_exit: Callable[[Exited], None]) -> None:
         self._stream = stream
@@ -42,11 +48,14 @@ class Link:
         self._fds: deque[int] = deque()
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._quitting = False
         self.lost = anyio.Event()
-        self.living: Living | None = None
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[Living] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Reads until the fork server is gone. Started when it has said what lives."""
+        """Reads until the fork server is gone: then raises ForkServerLost, unless it was asked to quit.
+
+        Started when it has said what lives.
+        """
         try:
             while True:
                 data, fds = await self._stream.receive_fds(65536, 32)
@@ -55,7 +64,6 @@ class Link:
                 while (line := self._lines.next_line()) is not None:
                     report = calls.decode_report(line)
                     if isinstance(report, Living):
-                        self.living = report
                         task_status.started(report)
                     else:
                         self._take(report)
@@ -63,6 +71,8 @@ class Link:
             self.lost.set()
             for pending in self._pending.values():
                 pending.answered.set()
+        if not self._quitting:
+            raise ForkServerLost(GONE)
 
     async def bind(self, name: str, addresses: list[str], port: int) -> None:
         """Binds and holds a port; raises CannotBind."""
@@ -97,6 +107,7 @@ class Link:
 
     async def quit(self) -> None:
         """Ends the fork server and, by force, what still runs."""
+        self._quitting = True
         try:
             await self._call(lambda number: calls.Quit(number=number))
         except ForkServerLost:
@@ -121,7 +132,7 @@ class Link:
         if not self.lost.is_set():
             await pending.answered.wait()
         if pending.answer is None:
-            raise ForkServerLost("the process that holds the specialists' sockets is gone")
+            raise ForkServerLost(GONE)
         if pending.answer.error is not None:
             raise CannotBind(pending.answer.errno or 0, pending.answer.error)
         return pending

@@ -6,9 +6,12 @@ import logging
 import time
 from pathlib import Path
 
+import anyio
+
 logger = logging.getLogger("chorus.supervisor")
 
 RAW_OUTPUT_LIMIT = 1_048_576  # bytes of a process's own stdout and stderr that are kept
+CAP_EVERY = 10.0  # seconds
 
 
 class Marks:
@@ -25,12 +28,26 @@ class Marks:
         try:
             with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} INFO {name}: [supervisor] {line}\n")
-            self._cap(self._logs / f"{name}.out")
         except OSError as error:
             logger.error("cannot write to the log of %s: %s", name, error)
 
-    def _cap(self, raw: Path) -> None:
-        """Keeps the newer half of raw output that grew over its limit. Its writers append, so they go on behind it."""
-        if raw.exists() and raw.stat().st_size > RAW_OUTPUT_LIMIT:
-            kept = raw.read_bytes()[-RAW_OUTPUT_LIMIT // 2 :]
-            raw.write_bytes(kept)
+    async def cap(self, names: list[str]) -> None:
+        """Looks after the size of raw output until cancelled. A process may write any amount and never end."""
+        while True:
+            for name in names:
+                try:
+                    _cap(self._logs / f"{name}.out")
+                except OSError as error:
+                    logger.error("cannot shorten the raw output of %s: %s", name, error)
+            await anyio.sleep(CAP_EVERY)
+
+
+def _cap(raw: Path) -> None:
+    """Keeps the newest part of raw output that grew over its limit. Its writers append, so they go on behind it."""
+    if raw.exists() and (size := raw.stat().st_size) > RAW_OUTPUT_LIMIT:
+        with raw.open("r+b") as output:
+            output.seek(size - RAW_OUTPUT_LIMIT // 2)  # no more than this is read, whatever the size
+            kept = output.read(RAW_OUTPUT_LIMIT // 2)
+            output.seek(0)
+            output.truncate()
+            output.write(kept)

@@ -75,6 +75,11 @@ class Registry:
         """Takes figures that are no change of state."""
         self._specialists[name] = msgspec.structs.replace(self._specialists[name], **fields)
 
+    def want(self, name: str, wanted: str) -> None:
+        """Takes what an operator wants: journalled, since the next supervisor goes by it."""
+        self.note(name, wanted=wanted)
+        self.touch()
+
     def move(self, name: str, to: str, cause: str, **fields: Any) -> None:
         """Takes a change of state: journalled, and told to everybody who watches."""
         before = self._specialists[name]
@@ -93,7 +98,7 @@ class Registry:
         )
         for watcher in self._watchers:
             watcher.tell(transition)
-        self._touch()
+        self.touch()
 
     def set_backend(self, backend: BackendStatus) -> None:
         self._backend = backend
@@ -104,7 +109,7 @@ class Registry:
     def set_state(self, state: str) -> None:
         """The supervisor's own state: running or stopping."""
         self._state = state
-        self._touch()
+        self.touch()
 
     async def wait_for(self, holds: Callable[[], bool]) -> None:
         """Returns when the condition holds; it is looked at after every change."""
@@ -146,7 +151,8 @@ class Registry:
         except OSError as error:
             logger.error("cannot write the registry to %s: %s", self.journal, error)
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
+        """Has the journal written, and conditions that others wait for looked at."""
         self._dirty.set()
         self._changed.set()
         self._changed = anyio.Event()

@@ -84,7 +84,7 @@ class Script(Struct, frozen=True, kw_only=True):
     delay_first: float = 0.0
     tags_show_capabilities: bool = False
     last_token_in_done: bool = False
-    after_done: Literal["end", "stay"] = "end"
+    after_done: Literal["end", "later", "stay"] = "end"
     look_refusal: Refusal | None = None
     look_garbage: bytes | None = None
     pull_error: str | None = None
@@ -255,6 +255,8 @@ class OllamaLookalike(RawServer):
                 await reply.chunk(lines.event("!" if script.last_token_in_done else "", last=last))
             if script.after_done == "stay":
                 await asyncio.Event().wait()
+            elif script.after_done == "later":
+                await self._gate.wait()
             reply.end()
 
     async def _pull(self, request: Request, reply: Reply, script: Script) -> None:

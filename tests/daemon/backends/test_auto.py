@@ -85,6 +85,7 @@ async def test_where_one_was_ever_seen_there_is_never_an_echo(tmp_path: Path) ->
     with anyio.fail_after(5):
         async with OllamaLookalike() as server:
             await server.refuse()
+            assert Auto(config_for(server.url, tmp_path)).kind == "ollama"
             async with running(Auto(config_for(server.url, tmp_path), QUICK)) as backend:
                 assert backend.kind == "ollama"
                 with pytest.raises(BackendDown):
@@ -114,7 +115,9 @@ async def test_an_answer_that_has_begun_ends_as_the_echo(tmp_path: Path) -> None
     assert len(rest) > 10
 
 
-async def test_looking_for_a_server_asks_nothing_where_none_listens(tmp_path: Path) -> None:
+async def test_looking_for_a_server_asks_nothing_where_none_listens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with anyio.fail_after(5):
         async with OllamaLookalike() as server:
             await server.refuse()
@@ -123,6 +126,7 @@ async def test_looking_for_a_server_asks_nothing_where_none_listens(tmp_path: Pa
                     await anyio.lowlevel.checkpoint()
                 assert backend.kind == "builtin"
         assert server.requests == []
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "http://", "http://127.0.0.1:99999", "http://[::1"])

@@ -71,6 +71,7 @@ def test_retry_after_is_read_in_seconds(header: str | None, seconds: float | Non
 @pytest.mark.parametrize(
     ("body", "said"),
     [
+        (LLAMA, "request (10009 tokens) exceeds the available context size (1024 tokens), try increasing it"),
         (b'{"error":"plain"}', "plain"),
         (b'{"error":{"message":"inside"}}', "inside"),
         (b'{"error":{"code":1}}', '{"code":1}'),

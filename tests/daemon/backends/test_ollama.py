@@ -308,16 +308,16 @@ async def test_silence_in_the_middle_is_stalled(tmp_path: Path) -> None:
 
 
 async def test_a_slow_reader_is_not_the_servers_silence(tmp_path: Path) -> None:
+    steps: list[Step] = []
     with anyio.fail_after(5):
         async with (
-            OllamaLookalike() as server,
-            running(Ollama(config_for(server.url, tmp_path, silence=0.02), QUICK)) as backend,
+            OllamaLookalike(Script(rate=30.0)) as server,
+            running(Ollama(config_for(server.url, tmp_path, silence=0.15), QUICK)) as backend,
         ):
-            steps = []
             async for step in backend.generate(question()):
-                steps.append(step)
-                with anyio.move_on_after(0.06):
+                with anyio.move_on_after(0.0 if steps else 0.25):
                     await anyio.Event().wait()
+                steps.append(step)
     assert content(steps) == "Hello, world"
 
 
@@ -365,7 +365,9 @@ async def test_leaving_before_the_first_token_ends_it_at_the_server(tmp_path: Pa
             tasks.start_soon(steps_of, backend)
             await until(server.asked)
             tasks.cancel_scope.cancel()
-        await server.asked()[-1].gone.wait()
+            with anyio.CancelScope(shield=True):
+                await server.asked()[-1].gone.wait()
+            assert backend.state.state == "ready"
 
 
 async def test_when_the_backend_ends_every_question_under_way_fails(tmp_path: Path) -> None:
@@ -425,6 +427,22 @@ async def test_one_connection_is_used_again_for_the_next_question(tmp_path: Path
                 await steps_of(backend)
                 await server.asked()[-1].answered.wait()
             assert len({one.connection for one in server.asked()}) == 1
+
+
+async def test_an_end_that_comes_after_the_last_line_does_not_cost_the_connection(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with (
+            OllamaLookalike(Script(after_done="later")) as server,
+            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+        ):
+            await steps_of(backend)
+            first = server.asked()[-1]
+            server.let_go()
+            await first.answered.wait()
+            server.script = Script()
+            await backend.embed(["a"], None)
+            await steps_of(backend)
+            assert first.connection in {one.connection for one in server.requests[-2:]}
 
 
 async def test_a_kept_connection_that_died_meanwhile_is_no_failure(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
@@ -12,6 +13,7 @@ from lookalikes.ollama import Model, OllamaLookalike, Refusal, Script
 
 from daemon.backends import Step, Waiting
 from daemon.backends.ollama import Ollama
+from daemon.backends.rhythm import Rhythm
 from protocol.errors import BackendDown, Busy, ModelError, ModelMissing, ProtocolError
 
 WARM = ["/api/tags", "/api/ps", "/api/show"]
@@ -97,6 +99,7 @@ async def test_a_user_who_leaves_does_not_end_the_load(tmp_path: Path) -> None:
                 tasks.start_soon(steps_of, backend)
                 await until(lambda: server.loads_begun)
                 tasks.cancel_scope.cancel()
+            await backend.embed(["a"], None)  # a round trip: by now the server would know of a disconnect
             server.let_load()
             await until(lambda: server.loaded)
             assert server.loads_aborted == 0
@@ -167,9 +170,24 @@ async def test_a_loaded_model_that_says_nothing_yet_is_in_prefill(tmp_path: Path
             ):
                 tasks.start_soon(collect, backend, steps)
                 await until(lambda: steps)
+                with anyio.move_on_after(5 * QUICK.quiet):
+                    await anyio.Event().wait()
                 server.let_go()
     assert phases(steps) == [Waiting("prefill")]
     assert content(steps) == "Hello, world"
+
+
+async def test_the_word_comes_as_soon_as_the_look_for_it_is_over(tmp_path: Path) -> None:
+    with anyio.fail_after(5):
+        async with OllamaLookalike(Script(hold=True)) as server:
+            server.loaded.add("tiny:latest")
+            async with running(Ollama(config_for(server.url, tmp_path), Rhythm(quiet=0.3, look_again=0.01))) as backend:
+                answer = backend.generate(question())
+                began = anyio.current_time()
+                assert await anext(answer) == Waiting("prefill")
+                assert 0.29 < anyio.current_time() - began < 0.55
+                assert isinstance(answer, AsyncGenerator)
+                await answer.aclose()
 
 
 async def test_a_model_that_went_away_meanwhile_is_loading(tmp_path: Path) -> None:
@@ -264,9 +282,10 @@ async def test_a_named_model_that_is_missing_is_named(tmp_path: Path) -> None:
             OllamaLookalike() as server,
             running(Ollama(config_for(server.url, tmp_path, model="qwen3"), QUICK)) as backend,
         ):
+            await backend.look()
+            assert backend.state.state == "model_missing"
             with pytest.raises(ModelMissing, match="`ollama pull qwen3`"):
                 await steps_of(backend)
-            assert backend.state.state == "model_missing"
             assert "`ollama pull qwen3`" in (backend.state.error or "")
             server.models["qwen3:latest"] = Model()
             assert await text_of(backend) == "Hello, world"
@@ -321,7 +340,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_down(tmp_path: Path) ->
     with anyio.fail_after(5):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        rhythm = QUICK.__class__(look_limit=0.05)
+        rhythm = Rhythm(look_limit=0.05)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, silent)
             async with running(Ollama(config_for(f"http://127.0.0.1:{port}", tmp_path), rhythm)) as backend:

@@ -1,0 +1,168 @@
+"""`chorus logs`: what the team wrote down, merged by time. Reads files only, so it works whoever is up or down."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from protocol import names as spelling
+from supervisor.cli import look, records
+from supervisor.cli.context import settings_of
+from supervisor.cli.exits import Exit, Failure
+from supervisor.cli.follow import Tail
+from supervisor.cli.records import OUTPUT, Record
+from supervisor.config import Loaded
+
+HOUSE = ("supervisor", "gateway", "forkserver")  # processes that are not specialists
+LOOK_EVERY = 0.2  # seconds between two looks at a file that is followed
+USUAL_COUNT = 100
+
+Show = Callable[[Record], str]
+
+
+class Count(click.ParamType):
+    """A number of records, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "all" or (isinstance(value, int) and value >= 0):
+            return value  # type: ignore[return-value]
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        self.fail(f"{value!r} is neither a number nor all", param, ctx)
+
+
+@click.command("logs")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-f", "--follow", is_flag=True, help="Go on showing what is written, also across restarts.")
+@click.option("-n", "--lines", "count", type=Count(), help=f"The last N records, or all.  [default: {USUAL_COUNT}]")
+@click.option("--since", "since", metavar="T", help="Not older than 5m, 2h, 1d, or 2026-11-20T10:00.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a record: time, level, name, message.")
+@click.pass_context
+def logs_command(
+    ctx: click.Context, names: tuple[str, ...], follow: bool, count: int | str | None, since: str | None, as_json: bool
+) -> int:
+    """Show what happened: all specialists and the supervisor, or those that are named."""
+    loaded = settings_of(ctx)
+    chosen = choose(names, loaded)
+    earliest = _earliest(since)
+    limit = USUAL_COUNT if count is None and since is None else count if isinstance(count, int) else None
+    show = _shower(loaded, chosen, as_json)
+    tails = [(name, Tail(loaded.dirs.logs / f"{name}{end}")) for name in chosen for end in (".log", ".out")]
+    try:
+        found = records.merged([recent(name, tail, limit, earliest, keep_open=follow) for name, tail in tails])
+        _tell_where_else(loaded, found)
+        for record in found[max(0, len(found) - limit) :] if limit is not None else found:
+            click.echo(show(record))
+        if follow:
+            sys.stdout.flush()
+            _follow(tails, show)
+    finally:
+        for _, tail in tails:
+            tail.close()
+    return Exit.DONE
+
+
+def choose(asked: Iterable[str], loaded: Loaded) -> list[str]:
+    """Whose logs: everybody's, or those of the names, aliases and globs. Raises Failure (exit 4) for a stranger."""
+    roster = loaded.settings.roster
+    if not asked or list(asked) == ["all"]:
+        return [*roster, *HOUSE]
+    written = sorted({path.name.split(".")[0] for path in loaded.dirs.logs.glob("*.*")})
+    known = list(dict.fromkeys([*roster, *HOUSE, *written]))
+    chosen: set[str] = set()
+    for one in asked:
+        found = fnmatch.filter(known, spelling.canonical(one))
+        if not found:
+            near = spelling.near(one, known)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise Failure(f"no log of {one!r}: {hint}", Exit.NO_SUCH_SPECIALIST, code="not_found")
+        chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
+def recent(name: str, tail: Tail, limit: int | None, earliest: float, *, keep_open: bool) -> list[Record]:
+    """The last records of one file and of those rotated from it, oldest first; not more than are wanted are parsed."""
+    found: list[Record] = []
+    for lines, changed_at in tail.existing():
+        if not found and not keep_open:
+            lines = [*lines, *tail.rest()]
+        if changed_at < earliest:
+            break
+        wanted = lines if limit is None else lines[max(0, len(lines) - (limit - len(found))) :]
+        found[:0] = parsed(name, tail.path, wanted, changed_at)
+        if (limit is not None and len(found) >= limit) or (found and found[0].at < earliest):
+            break
+    return [record for record in found if record.at >= earliest]
+
+
+def parsed(name: str, path: Path, lines: Iterable[bytes], changed_at: float) -> list[Record]:
+    """Lines as records. Raw output has no time but that of its file; empty lines of it are left out."""
+    texts = [text for line in lines if (text := line.decode("utf-8", "replace").rstrip("\r")).strip()]
+    if path.suffix == ".out":
+        return [Record(changed_at, OUTPUT, name, text) for text in texts]
+    found: list[Record] = []
+    for text in texts:
+        found.append(records.parse(text, name, found[-1].at if found else changed_at))
+    return found
+
+
+def _follow(tails: list[tuple[str, Tail]], show: Show) -> None:
+    """Shows what comes, until interrupted or until nobody reads any more."""
+    while True:
+        _wait()
+        news = [
+            record
+            for name, tail in tails
+            for lines, changed_at in tail.news()
+            for record in parsed(name, tail.path, lines, changed_at)
+        ]
+        for record in sorted(news, key=lambda one: one.at):
+            click.echo(show(record))
+        sys.stdout.flush()
+
+
+def _wait() -> None:
+    """Until the next look; raises BrokenPipeError when the reader of our output is gone, which no write would show."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(LOOK_EVERY * 1000)):
+        raise BrokenPipeError
+
+
+def _shower(loaded: Loaded, chosen: list[str], as_json: bool) -> Show:
+    if as_json:
+        return records.as_json
+    painted = look.wants_colour(sys.stdout)
+    room = max(len(name) for name in chosen)
+    colours: dict[str, str | int] = {name: look.name_colour(at) for at, name in enumerate(loaded.settings.roster)}
+    if not painted and sys.stdout.isatty():
+        return lambda record: look.harmless(records.as_text(record, room, painted=False))
+    return lambda record: records.as_text(record, room, colours.get(record.name, "bright_black"), painted=painted)
+
+
+def _earliest(since: str | None) -> float:
+    if since is None:
+        return 0.0
+    try:
+        return records.since(since, datetime.now())
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{since!r} is no time: 5m, 2h, 1d or 2026-11-20T10:00", param_hint="--since") from None
+
+
+def _tell_where_else(loaded: Loaded, found: list[Record]) -> None:
+    """Where the rest is, for people: systemd's journal has what a unit says; nothing may have been written at all."""
+    from supervisor.cli.journald import journal_line
+
+    if line := journal_line(loaded):
+        click.echo(f"the supervisor runs as a unit and writes to the journal  do: {line}", err=True)
+    elif not found and not os.path.isdir(loaded.dirs.logs):
+        click.echo(f"nothing was logged yet in {loaded.dirs.logs}  do: chorus up", err=True)

@@ -1,0 +1,215 @@
+"""A running team for tests: `chorus up` in a home of its own, on free ports, taken down at the end.
+
+    with Team.start(tmp_path, roster=["apollo", "athena"]) as team:
+        assert team.run("ask", "apollo", "hello").returncode == 0
+
+Everything is a real process. The builtin echo answers unless the configuration or the environment names a model server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from protocol import names
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("CHORUS_", "XDG_", "OLLAMA_", "FAC", "NO_COLOR", "FORCE_COLOR", "SSH_", "PYTEST_")
+WITHIN = 60.0  # seconds for any one command
+
+
+class Team:
+    """One team. `env` is what its commands run with; `home` holds its configuration, data and state."""
+
+    def __init__(self, home: Path, env: dict[str, str], port_base: int) -> None:
+        self.home = home
+        self.env = env
+        self.port_base = port_base
+        self.is_up = False
+
+    @classmethod
+    def start(
+        cls,
+        tmp_path: Path,
+        config: str = "",
+        roster: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        flags: Sequence[str] = (),
+    ) -> Self:
+        """A team that is up. `config` is TOML for its configuration file, `flags` come before `up`."""
+        team = cls.prepare(tmp_path, config, roster, env)
+        up = team.run(*flags, "up")
+        team.is_up = True
+        if up.returncode != 0:
+            team.down()
+            raise AssertionError(f"chorus up ended with {up.returncode}:\n{up.stdout}{up.stderr}")
+        return team
+
+    @classmethod
+    def prepare(
+        cls,
+        tmp_path: Path,
+        config: str = "",
+        roster: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Self:
+        """A team's home and environment; nothing is started."""
+        home = tmp_path / "home"
+        folder = home / ".config/chorus"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(config)
+        said = tomllib.loads(config)
+        backend = said.get("backend", {})
+        given = dict(env or {})
+        port_base = int(given.get("CHORUS_PORT_BASE", 0)) or said.get("port_base") or free_port_base(roster)
+        surroundings = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+        surroundings |= {
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": tempfile.mkdtemp(prefix="ct-"),  # short: a socket's path may have 108 bytes
+            "PYTHONPATH": str(ROOT),
+            "CHORUS_PORT_BASE": str(port_base),
+            "CHORUS_GATEWAY_PORT": str(free_port()),
+        }
+        if not ({"kind", "url"} & backend.keys() or {"CHORUS_BACKEND_URL", "OLLAMA_HOST"} & given.keys()):
+            surroundings["CHORUS_BACKEND"] = "builtin"
+        if roster is not None:
+            surroundings["CHORUS_ROSTER"] = ",".join(roster)
+        return cls(home, surroundings | given, port_base)
+
+    # -- commands -------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *args: str,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = WITHIN,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `chorus ARGS` to its end; without `input` its standard input is empty."""
+        return subprocess.run(
+            command(*args),
+            env=self.env | dict(env or {}),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),
+        )
+
+    def popen(self, *args: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
+        """Starts `chorus ARGS`; `how` goes to Popen. By default stdin is empty, stdout and stderr are pipes."""
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        return subprocess.Popen(command(*args), env=self.env | dict(env or {}), cwd=self.home, **(pipes | how))
+
+    # -- what is known of it ----------------------------------------------------------------------------------------------
+
+    def port(self, name: str) -> int:
+        """Where a specialist listens."""
+        name = names.canonical(name)
+        if name in names.OFFSETS:
+            return self.port_base + names.OFFSETS[name]
+        return int(self.specialist(name)["port"])
+
+    def status(self) -> dict[str, Any]:
+        """`chorus status --json`."""
+        told: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return told
+
+    def specialist(self, name: str) -> dict[str, Any]:
+        """One specialist's part of the status."""
+        [found] = [one for one in self.status()["specialists"] if one["name"] == names.canonical(name)]
+        return dict(found)
+
+    def pid(self, name: str) -> int:
+        return int(self.specialist(name)["pid"])
+
+    def signal(self, name: str, which: signal.Signals) -> None:
+        """Sends a signal to a specialist's process."""
+        os.kill(self.pid(name), which)
+
+    # -- the end ------------------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and everything below it."""
+        try:
+            root = psutil.Process(self.status()["supervisor"]["pid"])
+            return [root, *root.children(recursive=True)]
+        except (psutil.NoSuchProcess, ValueError, TypeError, KeyError):
+            return []
+
+    def down(self) -> None:
+        """Takes it down; what does not go is killed, and that is a failure. A second time does nothing."""
+        if self.is_up:
+            self.is_up = False
+            ours = self.processes()
+            for process in ours:
+                try:
+                    process.send_signal(signal.SIGCONT)  # a stopped one could not end
+                except psutil.NoSuchProcess:
+                    pass
+            said = self.run("down", "--grace", "1")
+            _gone, left = psutil.wait_procs(ours, timeout=5)
+            for process in left:
+                process.kill()
+            assert not left, f"`chorus down` left {left}:\n{said.stdout}{said.stderr}"
+        shutil.rmtree(self.env["XDG_RUNTIME_DIR"], ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+
+def command(*args: str) -> list[str]:
+    """The argument list of `chorus ARGS`."""
+    return [sys.executable, "-m", "supervisor.cli", *args]
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def free_port_base(roster: Sequence[str] | None = None) -> int:
+    """A port_base whose specialists' ports are all free, below the range that the kernel gives to clients."""
+    wanted = [names.OFFSETS[name] for name in map(names.canonical, roster or names.ROSTER) if name in names.OFFSETS]
+    bases = list(range(10_000, 32_000, 200))
+    random.shuffle(bases)
+    return next(base for base in bases if all(_is_free(base + offset) for offset in wanted))
+
+
+def _is_free(port: int) -> bool:
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind((host, port))
+        except OSError as error:
+            if family == socket.AF_INET or error.errno == 98:  # EADDRINUSE; a machine may have no IPv6
+                return False
+    return True

@@ -1,0 +1,124 @@
+"""Every code block of the README is true: console sessions are run and compared, configuration is loaded.
+
+In the blocks … stands for anything. Ports are moved, so that a team of the reader's own is not met.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from team import free_port_base
+
+from supervisor.config import load
+from supervisor.config import team as whole_team
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEFAULT_BASE = 45000
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+BLOCKS = [(found[1], found[2]) for found in BLOCK.finditer(README)]
+CONSOLE = [body for kind, body in BLOCKS if kind == "console"]
+
+
+class Reader:
+    """Somebody who reads the README from the top and types what it says, in a home of its own."""
+
+    def __init__(self, home: Path, base: int) -> None:
+        self.base = base
+        keep = {"PATH", "LANG", "TERM"}
+        self.environ = {key: value for key, value in os.environ.items() if key in keep}
+        self.environ |= {
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+            "CHORUS_PORT_BASE": str(base),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            # A model server of this machine must not answer: what is written is what a newcomer without one sees.
+            "CHORUS_BACKEND": "builtin",
+        }
+
+    def types(self, command: str) -> str:
+        """Runs one line and returns everything it printed, in the ports of the README."""
+        done = subprocess.run(
+            ["bash", "-c", self._moved(command)],
+            cwd=ROOT,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout
+
+    def _moved(self, command: str) -> str:
+        return re.sub(r"\b45(\d{3})\b", lambda port: str(self.base + int(port[1])), command)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    home = tmp_path_factory.mktemp("newcomer")
+    newcomer = Reader(home, free_port_base())
+    yield newcomer
+    newcomer.types("chorus down")
+
+
+def steps(block: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands of a console block, each with the lines that it is said to print."""
+    command, expected = "", []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            if command:
+                yield command, expected
+            command, expected = line[2:], []
+        else:
+            expected.append(line)
+    yield command, expected
+
+
+def pattern(expected: list[str], base: int) -> re.Pattern[str]:
+    """What must be printed: … is anything, ports are those of this run."""
+    text = re.sub(r"\b45(\d{3})\b", lambda port: str(base + int(port[1])), "\n".join(expected))
+    return re.compile(re.escape(text).replace("…", r"[\s\S]*"))
+
+
+@pytest.mark.parametrize("block", CONSOLE)
+def test_the_readme_shows_what_happens(reader: Reader, block: str) -> None:
+    for command, expected in steps(block):
+        printed = "\n".join(line.rstrip() for line in reader.types(command).splitlines())
+        assert pattern(expected, reader.base).search(printed), f"$ {command}\n{printed}"
+
+
+def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
+    shown = [body for kind, body in BLOCKS if kind == "toml"]
+    assert shown
+    for number, body in enumerate(shown):
+        assert tomllib.loads(body)
+        file = tmp_path / f"{number}.toml"
+        file.write_text(body)
+        loaded = load({}, file, {"HOME": str(tmp_path)})
+        assert [one.name for one in whole_team(loaded)] == loaded.settings.roster
+
+
+def test_every_kind_of_block_is_tested() -> None:
+    assert {kind for kind, _ in BLOCKS} <= {"console", "toml", "sh"}
+    # The one sh block is the command that runs this very test.
+    assert [body for kind, body in BLOCKS if kind == "sh"] == ["scripts/test\n"]
+
+
+def test_the_team_in_the_readme_is_the_roster() -> None:
+    from protocol.names import OFFSETS
+
+    rows = dict(re.findall(r"^\| (\w+) \| (45\d{3}) \|", README, re.MULTILINE))
+    assert {name: int(port) - DEFAULT_BASE for name, port in rows.items()} == OFFSETS
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 300
