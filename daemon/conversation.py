@@ -20,11 +20,13 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from daemon import opening, peer
+from daemon.paste import Paste
+from daemon.replies import harmless
 from daemon.requests import Requests
 from protocol.codec import BadLine, decode_request, encode, error_reply, is_typed
-from protocol.errors import BadJson, Forbidden, LineTooLong, ProtocolError
+from protocol.errors import BadJson, BadRequest, Forbidden, LineTooLong, ProtocolError
 from protocol.framing import LineBuffer
-from protocol.messages import Cancel, Health, Info, Ping, Reply
+from protocol.messages import Cancel, Health, Info, Ping, Reply, RequestId
 
 if TYPE_CHECKING:
     from daemon.server import Server
@@ -34,11 +36,9 @@ logger = logging.getLogger("chorus.daemon")
 PIPED_WITHIN = 0.5  # a first message sooner than this after the accept was not typed by hand
 SILENT_LIMIT = 60.0  # a connection that never says anything
 IDLE_LIMIT = 600.0  # a person who went away
-PASTE_QUIET = 0.05  # a pause this long ends a message of plain text
-PASTE_LIMIT = 1.0  # and so does this long since its first line
 LAST_WORDS = 1.0  # how long input is thrown away after our side was shut
 PEER_CHECK = 0.5  # how often the kernel is asked whether a half-closed peer is still there
-WRITE_HIGH, WRITE_LOW = 65536, 16384  # unsent bytes at which a reader counts as slow, and as caught up again
+WRITE_HIGH = WRITE_LOW = 0  # a reader is slow as soon as its socket is full: every unsent byte counts and has its time
 FLOOD = 262_144  # unsent bytes over which a peer that only asks and never reads is not read from either
 
 
@@ -68,13 +68,11 @@ class Conversation(asyncio.Protocol):
         self._close_wanted = False
         self._ended = False  # the peer's side is shut
         self._closing = False  # our side is shut, or about to be
-        self._paste: list[str] = []
-        self._paste_size = 0
-        self._paste_began = 0.0
-        self._paste_timer: asyncio.TimerHandle | None = None
+        self._paste = Paste(server.limits.max_line_bytes, self._end_paste)
         self._rest_timer: asyncio.TimerHandle | None = None
         self._peer_timer: asyncio.TimerHandle | None = None
         self._written = 0
+        self._at_line_start = True
         self._slow = False
         self._paused = False
 
@@ -116,7 +114,8 @@ class Conversation(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
-        for timer in (self._paste_timer, self._rest_timer, self._peer_timer):
+        self._paste.drop()
+        for timer in (self._rest_timer, self._peer_timer):
             if timer is not None:
                 timer.cancel()
         self.server.ledger.caught_up(self)
@@ -133,26 +132,35 @@ class Conversation(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
+            self.data_received(b"")  # lines that came with those that were too many
 
     # -- for the requests -----------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Sends bytes; never waits. What the socket does not take is held in the transport's buffer."""
-        if self._transport.is_closing():
+        if self._closing or self._transport.is_closing() or not data:
             return
         self._transport.write(data)
         self._written += len(data)
+        self._at_line_start = data.endswith(b"\n")
         if self._slow:
             self.server.ledger.wrote(len(data))
 
     def send(self, reply: Reply) -> None:
         """Sends one JSON line."""
+        self.end_line()
         self.write(encode(reply))
+
+    def end_line(self) -> None:
+        """What is written next begins a line, also in the middle of an answer in plain text."""
+        if not self._at_line_start:
+            self.write(b"\n")
 
     def refuse(self, error: ProtocolError, request_id: str | int | None = None, *, plain: bool = False) -> None:
         """Answers with an error at once, in the caller's dialect."""
         if plain:
-            self.write(f"error: {error.sentence}\n".encode(errors="replace"))
+            self.end_line()
+            self.write(f"error: {harmless(error.sentence)}\n".encode(errors="replace"))
         else:
             self.send(error_reply(error, request_id, self.server.specialist.config.ai_id))
         self._hold_flood()
@@ -164,7 +172,7 @@ class Conversation(asyncio.Protocol):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
             self._rest_timer = None
-        if self.requests.under_way or self._paste:
+        if self.requests.under_way or self._paste or self._paused:
             return
         patience = self._patience()
         if patience == 0:
@@ -205,7 +213,11 @@ class Conversation(asyncio.Protocol):
             return
         if self._paused:
             self._transport.resume_reading()
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # ENOTCONN: it was reset, and asyncio has not seen it yet
+            self.abort()
+            return
         self._rest_timer = self._loop.call_later(LAST_WORDS, self._transport.close)
 
     # -- bytes into requests ------------------------------------------------------------------------------------------------
@@ -215,30 +227,38 @@ class Conversation(asyncio.Protocol):
             self._close_with(opening.TLS_REFUSAL)
             return
         self._lines.feed(data)
-        while not self._closing:
+        while not self._closing and not self._paused:
             try:
                 line = self._lines.next_line()
             except LineTooLong as error:
-                if not self.spoken and not self._admit(error.start):
-                    return
-                self._first(Kind.PLAIN)
-                self._end_paste()
-                self.refuse(error, plain=not _is_json(error.start))
+                self._too_long(error)
                 continue
             if line is None:
                 break
             self._line(line)
+        if self._paste and self._lines:
+            self._paste.wait()  # the next line is on its way: this is no pause
         self.rest()
+
+    def _too_long(self, error: LineTooLong) -> None:
+        if not self.spoken:
+            if opening.begins_http(error.start):
+                self._refuse_http()
+                return
+            if not self._admit(error.start):
+                return
+        self._first(Kind.PLAIN)
+        self._end_paste()
+        self.requests.refuse_in_order(error, None, plain=not _is_json(error.start))
 
     def _line(self, line: bytes) -> None:
         if not line.strip():
             if self._paste:
-                self._add_to_paste(line)
+                self._paste.add(line)
             return
         if not self.spoken:
             if opening.is_http(line):
-                config = self.server.specialist.config
-                self._close_with(opening.http_refusal(config.name, config.port))
+                self._refuse_http()
                 return
             if not self._admit(line):
                 return
@@ -251,12 +271,16 @@ class Conversation(asyncio.Protocol):
                 decode_request(line)
             except BadLine as bad:
                 if isinstance(bad.reason, BadJson):
-                    self._add_to_paste(line)
+                    self._paste.add(line)
                     return
             self._end_paste()
             self._json(line)
         else:
-            self._add_to_paste(line)
+            self._paste.add(line)
+
+    def _refuse_http(self) -> None:
+        config = self.server.specialist.config
+        self._close_with(opening.http_refusal(config.name, config.port))
 
     def _admit(self, line: bytes) -> bool:
         """Before the first request: may this user speak to us at all?"""
@@ -276,23 +300,23 @@ class Conversation(asyncio.Protocol):
         self.server.spoke(self)
         return True
 
-    def _first(self, kind: Kind) -> None:
+    def _first(self, kind: Kind, came: float | None = None) -> None:
         if self._kind is None:
             self._kind = kind
-            self._piped = self._loop.time() - self._accepted <= PIPED_WITHIN
+            self._piped = (came or self._loop.time()) - self._accepted <= PIPED_WITHIN
 
     def _json(self, line: bytes) -> None:
         try:
             request = decode_request(line)
         except BadLine as bad:
-            self._first(Kind.PLAIN if isinstance(bad.reason, BadJson) else Kind.UNTYPED)
+            unparsed = isinstance(bad.reason, BadJson)
+            self._first(Kind.PLAIN if unparsed else _kind_of(line, bad.request_id))
             self.requests.refuse_in_order(bad.reason, bad.request_id)
             self._hold_flood()
             return
 
         if self._kind is None:
-            program = request.request_id is not None
-            self._first(Kind.PROGRAM if program else Kind.TYPED if is_typed(line) else Kind.UNTYPED)
+            self._first(_kind_of(line, request.request_id))
         if request.close:
             self._close_wanted = True
         specialist = self.server.specialist
@@ -300,6 +324,7 @@ class Conversation(asyncio.Protocol):
             case Ping():
                 self.send(specialist.ping(request))
             case Health():
+                specialist.buffered_bytes = self.server.ledger.total()
                 self.send(specialist.health(request.request_id))
             case Info():
                 self.send(specialist.info(request.request_id))
@@ -320,30 +345,12 @@ class Conversation(asyncio.Protocol):
 
     # -- plain text -----------------------------------------------------------------------------------------------------
 
-    def _add_to_paste(self, line: bytes) -> None:
-        now = self._loop.time()
-        if not self._paste:
-            self._paste_began = now
-        elif self._paste_size + len(line) > self.server.limits.max_line_bytes:
-            self._end_paste()
-            self._paste_began = now
-        self._paste.append(line.decode(errors="replace"))
-        self._paste_size += len(line) + 1
-        if self._paste_timer is not None:
-            self._paste_timer.cancel()
-        ends_at = min(now + PASTE_QUIET, self._paste_began + PASTE_LIMIT)
-        self._paste_timer = self._loop.call_at(ends_at, self._end_paste)
-
     def _end_paste(self) -> None:
-        if self._paste_timer is not None:
-            self._paste_timer.cancel()
-            self._paste_timer = None
-        text = "\n".join(self._paste).strip()
-        self._paste.clear()
-        self._paste_size = 0
+        began = self._paste.began
+        text = self._paste.take()
         if not text:
             return
-        self._first(Kind.PLAIN)
+        self._first(Kind.PLAIN, began)
         if self.restricted:
             self.refuse(self.server.full(), plain=True)
             self._close_wanted = True
@@ -365,8 +372,9 @@ class Conversation(asyncio.Protocol):
         return None if self._kind is Kind.PROGRAM else IDLE_LIMIT
 
     def _tire(self) -> None:
-        if len(self._lines):
-            self.write(b"error: a message ends with a newline; what came before was not answered\n")
+        if rest := self._lines.last_line():
+            error = BadRequest("a message ends with a newline: what came without one was not answered")
+            self.refuse(error, plain=not _is_json(rest))
         elif self._kind is Kind.PLAIN and not self._piped:
             self.write(b"[closed after 10 minutes without a question]\n")
         self.finish()
@@ -391,6 +399,13 @@ class Conversation(asyncio.Protocol):
             self.abort()
         elif isinstance(owner, peer.Owner):
             self._peer_timer = self._loop.call_later(PEER_CHECK, self._watch_peer)
+
+
+def _kind_of(line: bytes, request_id: RequestId | None) -> Kind:
+    """What kind of first message a JSON object is, also one that was refused."""
+    if request_id is not None:
+        return Kind.PROGRAM
+    return Kind.TYPED if is_typed(line) else Kind.UNTYPED
 
 
 def _is_json(line: bytes) -> bool:

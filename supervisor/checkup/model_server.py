@@ -22,6 +22,7 @@ from supervisor.config import Loaded
 
 CONNECT_WITHIN = 2.0
 ANSWER_WITHIN = 5.0  # /api/ps waits for each runner's lock
+FOREIGN_STATUS = frozenset({301, 302, 307, 308, 400, 404, 405})  # to a question that every model server knows
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ async def inventory(loaded: Loaded) -> Inventory:
         try:
             if loaded.settings.backend.kind == "openai_compatible":
                 return await _openai_inventory(session, loaded)
-            return await _ollama_inventory(session, loaded.url)
+            return await _ollama_inventory(session, loaded)
         except http.FOREIGN as error:
             raise absence(error, loaded) from None
         except http.UNREADABLE as error:
@@ -133,27 +134,29 @@ def _session(loaded: Loaded, *, patient: bool = False) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=limits, headers=headers, read_bufsize=1 << 20)
 
 
-async def _ollama_inventory(session: aiohttp.ClientSession, url: str) -> Inventory:
-    tags = await _fetch(session, f"{url}/api/tags", _Models)
+async def _ollama_inventory(session: aiohttp.ClientSession, loaded: Loaded) -> Inventory:
+    url = loaded.url
+    tags = await _fetch(session, loaded, f"{url}/api/tags", _Models)
     try:
-        version = (await _fetch(session, f"{url}/api/version", _Version)).version
-        running = (await _fetch(session, f"{url}/api/ps", _Models)).models or []
+        version = (await _fetch(session, loaded, f"{url}/api/version", _Version)).version
+        running = (await _fetch(session, loaded, f"{url}/api/ps", _Models)).models or []
     except ProtocolError:
         version, running = "", []  # a server from before these
-    loaded = {full_name(one.name): one for one in running}
-    return Inventory(url=url, kind="ollama", version=version or None, models=tags.models or [], loaded=loaded)
+    return Inventory(url=url, kind="ollama", version=version or None, models=tags.models or [], loaded={full_name(one.name): one for one in running})
 
 
 async def _openai_inventory(session: aiohttp.ClientSession, loaded: Loaded) -> Inventory:
-    listed = await _fetch(session, f"{with_version(loaded.url)}/models", _List)
+    listed = await _fetch(session, loaded, f"{with_version(loaded.url)}/models", _List)
     models = [Model(name=one.id) for one in listed.data]
     return Inventory(url=loaded.url, kind="openai_compatible", version=None, models=models)
 
 
-async def _fetch(session: aiohttp.ClientSession, url: str, type_: type[T]) -> T:
+async def _fetch(session: aiohttp.ClientSession, loaded: Loaded, url: str, type_: type[T]) -> T:
     async with session.get(url, allow_redirects=False) as response:
         body = await response.read()
-        if response.status != 200:
-            raise http.refused(http.Refusal(response.status, http.said_by(body)), http.Server(url), "")
+    if response.status in FOREIGN_STATUS:
+        raise no_server(loaded, f"{response.status} {http.brief(http.said_by(body))}")
+    if response.status != 200:
+        raise http.refused(http.Refusal(response.status, http.said_by(body)), http.Server(loaded.url), "")
     return msgspec.json.decode(body, type=type_)
 

@@ -13,7 +13,9 @@ def journal_line(loaded: Loaded, proc: Path = Path("/proc")) -> str | None:
     try:
         pid = int((loaded.dirs.state / "supervisor.lock").read_text())
         environ = (proc / str(pid) / "environ").read_bytes().split(b"\0")
-        journal = next(value for name, _, value in (one.partition(b"=") for one in environ) if name == b"JOURNAL_STREAM")
+        journal = next(
+            value for name, _, value in (one.partition(b"=") for one in environ) if name == b"JOURNAL_STREAM"
+        )
         stderr = os.readlink(proc / str(pid) / "fd/2")
         groups = (proc / str(pid) / "cgroup").read_text().split()
     except (OSError, ValueError, StopIteration):

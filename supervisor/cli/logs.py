@@ -27,16 +27,16 @@ USUAL_COUNT = 100
 Show = Callable[[Record], str]
 
 
-class Count(click.ParamType):
+class Count(click.ParamType[int | str]):
     """A number of records, or `all`."""
 
     name = "N|all"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "all" or (isinstance(value, int) and value >= 0):
-            return value  # type: ignore[return-value]
-        if isinstance(value, str) and value.isdecimal():
-            return int(value)
+        if value == "all":
+            return "all"
+        if str(value).isdecimal():
+            return int(str(value))
         self.fail(f"{value!r} is neither a number nor all", param, ctx)
 
 
@@ -155,7 +155,9 @@ def _earliest(since: str | None) -> float:
     try:
         return records.since(since, datetime.now())
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{since!r} is no time: 5m, 2h, 1d or 2026-11-20T10:00", param_hint="--since") from None
+        raise click.BadParameter(
+            f"{since!r} is no time: 5m, 2h, 1d or 2026-11-20T10:00", param_hint="--since"
+        ) from None
 
 
 def _tell_where_else(loaded: Loaded, found: list[Record]) -> None:

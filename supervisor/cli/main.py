@@ -40,6 +40,7 @@ COMMANDS = {
     "config": "config",
     "completion": "completion",
     "version": "version",
+    "help": "help",
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from supervisor.checkup.absence import Absence
     from supervisor.checkup.model_server import Inventory, Model
 
+NAMED = 4  # users of a model; of more only the number is shown
 HEADER = ("NAME", "SIZE", "LOADED", "CONTEXT", "USED BY")
 
 
@@ -110,7 +111,7 @@ def show(found: Inventory, users: dict[str, list[str]], team: int) -> None:
                 look.size(model.size),
                 where_loaded(loaded) if loaded else "-",
                 str(_context(model, loaded) or "-"),
-                f"all {team}" if len(who) == team > 1 else ", ".join(who) or "-",
+                _people(who, team),
             )
         )
     head, *lines = look.table(HEADER, rows, look.width())
@@ -119,7 +120,9 @@ def show(found: Inventory, users: dict[str, list[str]], team: int) -> None:
         click.echo(line)
     for name, who in users.items():
         if not found.has(name):
-            click.echo(f"{name} is not there, which {', '.join(who)} should use  do: chorus models pull {name}", err=True)
+            click.echo(
+                f"{name} is not there, which {_people(who, team)} should use  do: chorus models pull {name}", err=True
+            )
 
 
 def where_loaded(model: Model) -> str:
@@ -162,6 +165,13 @@ def _context(model: Model, loaded: Model | None) -> int | None:
     if loaded and loaded.context_length:
         return loaded.context_length
     return model.details.context_length if model.details else None
+
+
+def _people(who: list[str], team: int) -> str:
+    """Names while there are few."""
+    if len(who) <= NAMED:
+        return ", ".join(who) or "-"
+    return f"all {team}" if len(who) == team else f"{len(who)} of {team}"
 
 
 def _refuse_builtin(loaded: Loaded) -> None:

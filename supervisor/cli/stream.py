@@ -16,8 +16,10 @@ from typing import NoReturn, TextIO
 import anyio
 import anyio.abc
 import anyio.to_thread
+import click
 
 from supervisor.cli import look
+from supervisor.cli.context import invocation
 
 COALESCE = 0.03  # seconds between two writes: more of them cost more than anybody can see
 AGAIN_WITHIN = 2.0  # a second Ctrl-C so soon after the first ends the program at once
@@ -107,7 +109,7 @@ class Spinner:
     """One line on a terminal's standard error that says what is waited for; on anything else it does not exist."""
 
     def __init__(self, stream: TextIO = sys.stderr, *, wanted: bool = True) -> None:
-        dumb = os.environ.get("TERM") == "dumb"  # no setting of ours: what this terminal can do
+        dumb = invocation(click.get_current_context()).environ.get("TERM") == "dumb"
         self._stream = stream
         self._exists = wanted and stream.isatty() and not dumb
         unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"

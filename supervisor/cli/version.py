@@ -23,7 +23,7 @@ def version_command(ctx: click.Context, as_json: bool) -> int:
         running = glance(settings_of(ctx), []).supervisor
     except Failure:
         running = None
-    theirs = (running.version or "older") if running else None
+    theirs = (running.version or "an older version") if running else None
     facts = {"python": platform.python_version(), "platform": platform.platform()}
     if as_json:
         supervisor = {"version": running.version, "pid": running.pid} if running else None
@@ -34,6 +34,6 @@ def version_command(ctx: click.Context, as_json: bool) -> int:
         for name, value in {"chorus": __version__, "supervisor": where, **facts}.items():
             click.echo(f"{name:<11} {value}")
     if theirs not in (None, __version__):
-        warning = f"warning: the supervisor is chorus {theirs}, this is {__version__}  do: chorus down, then chorus up"
+        warning = f"warning: the supervisor is {theirs} and this is {__version__}  do: chorus down, then chorus up"
         print(warning, file=sys.stderr)
     return Exit.DONE

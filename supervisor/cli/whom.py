@@ -187,9 +187,7 @@ def misspelt(word: str, near: list[str]) -> Failure:
     """The failure for a first word that is nearly a name."""
     hint = f"did you mean {' or '.join(near)}?"
     remedy = f"chorus ask {near[0]} ...; chorus ask -- {word} ... where the word is part of the question"
-    return Failure(
-        f'there is no specialist "{word}": {hint}', Exit.NO_SUCH_SPECIALIST, remedy=remedy, code="not_found"
-    )
+    return Failure(f'there is no specialist "{word}": {hint}', Exit.NO_SUCH_SPECIALIST, remedy=remedy, code="not_found")
 
 
 def _no_such(word: str, near: list[str], roster: list[str]) -> str:
