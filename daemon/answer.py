@@ -22,10 +22,12 @@ class Answer:
     """The state of one answer. Written by the specialist; the conversation reads it, also when it was cut short.
 
     `session_id` is the caller's, the conversation's, or one made for this question; `earlier` says whether there may be
-    turns in it.
+    turns in it; `asked` is the monotonic instant when the question arrived.
     """
 
-    def __init__(self, chat: Chat, context: Context, session_id: str, name: str, model: str, *, earlier: bool) -> None:
+    def __init__(
+        self, chat: Chat, context: Context, session_id: str, name: str, model: str, *, earlier: bool, asked: float
+    ) -> None:
         self.chat = chat
         self.context = context
         self.session_id = session_id
@@ -34,16 +36,18 @@ class Answer:
         self.earlier = earlier
         self.asked_at = time.time()
         self.notices: list[str] = []
-        self.size = 0  # characters of content so far
+        self.size = 0  # bytes so far
         self.finish: Finish | None = None
         self._content: list[str] = []
         self._thinking: list[str] = []
-        self._asked = time.monotonic()
-        self._begun = self._asked
+        self._asked = asked
+        self._begun = asked
         self._first: float | None = None
 
     @property
     def content(self) -> str:
+        if len(self._content) > 1:
+            self._content = ["".join(self._content)]  # not the pieces and the whole: an answer may be megabytes
         return "".join(self._content)
 
     @property
@@ -53,6 +57,12 @@ class Answer:
     @property
     def first_token_ms(self) -> float | None:
         return None if self._first is None else _ms(self._first - self._begun)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the caller's deadline, None without one."""
+        deadline = self.chat.deadline
+        return None if deadline is None else max(0.0, self._asked + deadline - time.monotonic())
 
     def begin(self) -> None:
         """Generation starts now; what came before was queueing."""
@@ -64,9 +74,9 @@ class Answer:
             self._first = time.monotonic()
         if piece.content:
             self._content.append(piece.content)
-            self.size += len(piece.content)
         if piece.thinking:
             self._thinking.append(piece.thinking)
+        self.size += size_of(piece)
 
     def response(self, done_reason: DoneReason) -> ChatResponse:
         """The whole answer as one reply."""
@@ -121,6 +131,22 @@ class Answer:
             load_ms=finish.load_ms,
             prompt_ms=finish.prompt_ms,
         )
+
+
+def size_of(piece: Piece) -> int:
+    """Its bytes as UTF-8."""
+    text = piece.content + piece.thinking
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def shortened(piece: Piece, room: int) -> Piece:
+    """As much of it as fits into `room` bytes, without half a character at the end."""
+
+    def cut(text: str, room: int) -> str:
+        return text.encode(errors="replace")[:room].decode(errors="ignore")
+
+    thinking = cut(piece.thinking, room)
+    return Piece(content=cut(piece.content, room - size_of(Piece(thinking=thinking))), thinking=thinking)
 
 
 def _ms(seconds: float) -> float:

@@ -92,9 +92,8 @@ class Conversation(asyncio.Protocol):
             return
         try:
             self._take(data)
-        except Exception:  # the fence: one conversation failing is a log line, never the server
-            self.server.log_failure("a conversation failed")
-            self.abort()
+        except Exception:  # noqa: BLE001 - the fence: one conversation failing is a log line, never the server
+            self._fail()
 
     def eof_received(self) -> bool:
         """End of input: no more questions. Returns whether our side stays open."""
@@ -105,9 +104,8 @@ class Conversation(asyncio.Protocol):
             if last := self._lines.last_line():
                 self._line(last)
             self._end_paste()
-        except Exception:  # the same fence as in data_received
-            self.server.log_failure("a conversation failed")
-            return False
+        except Exception:  # noqa: BLE001 - the same fence as in data_received
+            self._fail()
         self._watch_peer()
         self.rest()
         return True
@@ -385,6 +383,13 @@ class Conversation(asyncio.Protocol):
         if name is None:  # reset before it was accepted
             return peer.Gone()
         return peer.ask(sock.family, name[:2], sock.getsockname()[:2])
+
+    def _fail(self) -> None:
+        """Ends a conversation in which something went wrong here."""
+        error = self.server.failure("a conversation failed")
+        self.refuse(error, plain=self._kind is Kind.PLAIN)
+        self.requests.cancel_all("gone")
+        self.finish()
 
     def _close_with(self, last_words: bytes) -> None:
         self.write(last_words)

@@ -12,6 +12,7 @@ import msgspec
 
 # A person may well write "explain that HTTP/1.1"; a request's target is a path, a URL, an authority or *.
 _HTTP = re.compile(rb"[A-Za-z]{1,24} (/\S*|\*|[a-z]+://\S+|\S+:\d+) HTTP/\d(\.\d)?\s*$")
+_HTTP_START = re.compile(rb"[A-Za-z]{1,24} (/|[a-z]+://)\S*$")
 _HANDSHAKE, _MAJOR_VERSION = 0x16, 0x03
 
 # A fatal alert, protocol_version, as TLS 1.0 writes it (RFC 8446, 6): every client reads that.
@@ -21,6 +22,11 @@ TLS_REFUSAL = bytes([0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x46])
 def is_http(line: bytes) -> bool:
     """Whether a first line is an HTTP request line."""
     return _HTTP.match(line) is not None
+
+
+def begins_http(start: bytes) -> bool:
+    """Whether a first line that was too long to be kept may be an HTTP request line: a page chooses how long its URL is."""
+    return _HTTP_START.match(start) is not None
 
 
 def is_tls(data: bytes) -> bool:

@@ -56,6 +56,15 @@ def ask(family: int, peer: Address, ours: Address) -> Owner | Gone | Untold:
         return _ask_proc(family, peer, ours)
 
 
+def prepare() -> None:
+    """Opens what `ask` needs, while there are descriptors: later, out of them, it could not tell who is there."""
+    if hasattr(socket, "AF_NETLINK"):
+        try:
+            _netlink()
+        except OSError:
+            pass  # forbidden here; /proc may do
+
+
 @cache
 def _netlink() -> socket.socket:
     """One socket for the life of the process; the kernel answers a look-up before sendto returns."""

@@ -1,7 +1,7 @@
 """The process of one specialist: its event loop, its signals, its end.
 
-TERM and INT end it in good order; USR1 makes it refuse new requests and stay; USR2 writes every thread's stack to standard
-error, which is how a hang is told from outside.
+TERM and INT end it in good order, and a second one ends the grace of what is under way; USR1 makes it refuse new requests
+and stay; USR2 writes every thread's stack to standard error, which is how a hang is told from outside.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -22,28 +23,49 @@ from protocol.settings import SpecialistConfig
 
 logger = logging.getLogger("chorus.daemon")
 
+OWN_DESCRIPTORS = 512  # listeners, the model server's connections, files
+
 
 def run(config: SpecialistConfig, listeners: list[socket.socket]) -> None:
     """Serves until a signal ends it. Closes the listeners; whoever else holds them still does."""
     faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
+    _make_room(config.limits.connections)
     anyio.run(_serve, config, listeners)
 
 
 async def _serve(config: SpecialistConfig, listeners: list[socket.socket]) -> None:
     specialist = Specialist(config, open_backend(config))
+    server = Server(specialist)
     stop = anyio.Event()
+
+    def end() -> None:
+        if stop.is_set():
+            logger.info("told to end twice: what is under way ends now")
+            server.end_grace()
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGUSR1, _refuse, specialist)
 
     async with anyio.create_task_group() as house:
         await house.start(specialist.run)
         logger.info("listening on port %d, answers from %s", config.port, specialist.backend.model)
-        await Server(specialist).serve(listeners, stop, config.grace)
+        await server.serve(listeners, stop, config.grace)
         house.cancel_scope.cancel()
     await specialist.sessions.close()
     logger.info("stopped in good order")
+
+
+def _make_room(connections: int) -> None:
+    """Descriptors for every connection that may be open: most systems start a process with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OWN_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _refuse(specialist: Specialist) -> None:

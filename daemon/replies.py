@@ -16,6 +16,11 @@ _HARMLESS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if co
 _HARMLESS[0x0D] = ""
 
 
+def harmless(text: str) -> str:
+    """The text as a terminal may see it."""
+    return text.translate(_HARMLESS)
+
+
 class Quiet:
     """Says nothing before the answer is whole."""
 
@@ -81,13 +86,16 @@ class JsonStream:
 
 
 class PlainText:
-    """Tells an answer as bare text, through `write`. Thinking is not shown; control bytes are made harmless."""
+    """Tells an answer as bare text, through `write`. Thinking is not shown; control bytes are made harmless.
+
+    `end_line` makes the connection's next byte the first one of a line.
+    """
 
     started_stream = False
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None], end_line: Callable[[], None]) -> None:
         self._write = write
-        self._at_line_start = True
+        self.end = end_line  # ends the answer with a newline
 
     def started(self, model: str) -> None:
         pass
@@ -96,20 +104,12 @@ class PlainText:
         pass
 
     def piece(self, piece: Piece) -> None:
-        if text := piece.content.translate(_HARMLESS):
-            self._write(text.encode(errors="replace"))
-            self._at_line_start = text.endswith("\n")
+        self._write(harmless(piece.content).encode(errors="replace"))
 
     def line(self, text: str) -> None:
         """A line of our own: behind what was said so far, never in the middle of a line of it."""
         self.end()
-        self._write(text.encode(errors="replace") + b"\n")
-
-    def end(self) -> None:
-        """Ends the answer with a newline."""
-        if not self._at_line_start:
-            self._write(b"\n")
-            self._at_line_start = True
+        self._write(harmless(text).encode(errors="replace") + b"\n")
 
     def close(self) -> None:
         pass

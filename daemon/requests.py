@@ -7,8 +7,10 @@ answer, with an error, or, when its client is gone, with nothing.
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -17,7 +19,7 @@ from daemon.answer import Answer
 from daemon.commands import is_command, run_command
 from daemon.replies import JsonStream, PlainText, Quiet
 from protocol.codec import error_reply, stream_error
-from protocol.errors import BadRequest, Busy, Draining, Internal, NotFound, ProtocolError
+from protocol.errors import BadRequest, Busy, Draining, NotFound, ProtocolError
 from protocol.messages import (
     AnyRequest,
     Cancel,
@@ -40,11 +42,22 @@ STORE_WITHIN = 2.0  # seconds for keeping the partial text of an answer that was
 
 
 class Running:
-    """One request under way. `why` is set by whoever cancels it, before the scope is."""
+    """One request under way. `why` is set by whoever cancels it, before the scope is.
 
-    def __init__(self, request_id: RequestId | None, work: Callable[[Running], Awaitable[None]]) -> None:
+    `refuse` is how its client is told that it failed; a stream that has started is told otherwise than before.
+    """
+
+    def __init__(
+        self,
+        request_id: RequestId | None,
+        work: Callable[[Running], Awaitable[None]],
+        refuse: Callable[[ProtocolError], None],
+    ) -> None:
         self.request_id = request_id
         self.work = work
+        self.refuse = refuse
+        self.asked = time.monotonic()
+        self.answer: Answer | None = None
         self.scope = anyio.CancelScope()
         self.why: Why | None = None
 
@@ -86,7 +99,8 @@ class Requests:
             else:
                 await self._other(running, request)
 
-        self._enlist(Running(request.request_id, work))
+        refuse = partial(self._conversation.refuse, request_id=request.request_id)
+        self._enlist(Running(request.request_id, work, refuse))
 
     def start_plain(self, text: str) -> None:
         """Takes a message of plain text, or refuses it."""
@@ -99,18 +113,18 @@ class Requests:
             else:
                 await self._plain(running, text)
 
-        self._enlist(Running(None, work))
+        self._enlist(Running(None, work, partial(self._conversation.refuse, plain=True)))
 
-    def refuse_in_order(self, error: ProtocolError, request_id: RequestId | None) -> None:
+    def refuse_in_order(self, error: ProtocolError, request_id: RequestId | None, *, plain: bool = False) -> None:
         """Answers a line that is no request: at once, or in its turn when answers without a request_id are due first."""
         if request_id is not None or not (self._in_turn or self._queue) or self._count() >= self._limit():
-            self._conversation.refuse(error, request_id)
+            self._conversation.refuse(error, request_id, plain=plain)
             return
 
         async def work(running: Running) -> None:
-            self._conversation.refuse(error)
+            running.refuse(error)
 
-        self._enlist(Running(None, work))
+        self._enlist(Running(None, work, partial(self._conversation.refuse, plain=plain)))
 
     def cancel(self, request: Cancel) -> None:
         """Ends the request that the client names."""
@@ -124,6 +138,7 @@ class Requests:
 
     def cancel_all(self, why: Why) -> None:
         if why == "gone":
+            self._specialist.queued -= len(self._queue)
             self._queue.clear()
         for running in list(self._running):
             running.cancel(why)
@@ -164,10 +179,9 @@ class Requests:
         self._specialist.in_flight += 1
         try:
             await running.work(running)
-        except Exception:  # the fence: one request failing is a log line and an error, never the server
-            trace = self._server.log_failure("a request failed")
-            sentence = f"something went wrong here; the log of {self._specialist.config.name} has it as {trace}"
-            self._conversation.refuse(Internal(sentence), running.request_id)
+        except Exception:  # noqa: BLE001 - the fence: one request failing is a log line and an error, never the server
+            partial = running.answer.content if running.answer else ""
+            running.refuse(self._server.failure("a request failed", partial))
         finally:
             self._specialist.in_flight -= 1
             self._running.remove(running)
@@ -209,8 +223,14 @@ class Requests:
     async def _chat(self, running: Running, chat: Chat) -> None:
         ai_id = self._specialist.config.ai_id
         told = JsonStream(self._conversation.send, chat.request_id, ai_id) if chat.stream else Quiet()
+
+        def refuse(error: ProtocolError) -> None:
+            reply = stream_error if told.started_stream else error_reply
+            self._conversation.send(reply(error, chat.request_id, ai_id))
+
+        running.refuse = refuse
         try:
-            answer = self._specialist.begin(chat)
+            answer = self._specialist.begin(chat, asked=running.asked)
             done_reason = await self._answer(running, answer, told)
             if done_reason is None:
                 return
@@ -219,27 +239,25 @@ class Requests:
             else:
                 self._conversation.send(answer.response(done_reason))
         except ProtocolError as error:
-            if isinstance(told, JsonStream) and told.started_stream:
-                told.tell(stream_error(error, chat.request_id, ai_id))
-            else:
-                self._conversation.send(error_reply(error, chat.request_id, ai_id))
+            refuse(error)
         finally:
             told.close()
 
     async def _plain(self, running: Running, text: str) -> None:
-        told = PlainText(self._conversation.write)
+        told = PlainText(self._conversation.write, self._conversation.end_line)
         self._session_id = self._session_id or secrets.token_hex(8)
         try:
-            answer = self._specialist.begin(Chat(content=text), self._session_id, earlier=self._earlier)
+            chat = Chat(content=text)
+            answer = self._specialist.begin(chat, self._session_id, earlier=self._earlier, asked=running.asked)
             self._earlier = True
             if await self._answer(running, answer, told) is None:
                 return
             told.end()
         except ProtocolError as error:
-            told.line(f"error: {error.sentence}")
+            running.refuse(error)
 
     async def _command(self, running: Running, text: str) -> None:
-        told = PlainText(self._conversation.write)
+        told = PlainText(self._conversation.write, self._conversation.end_line)
         self._session_id = self._session_id or secrets.token_hex(8)
         said = await run_command(text, self._specialist, self._session_id)
         if said is None:
@@ -251,6 +269,7 @@ class Requests:
         self, running: Running, answer: Answer, told: JsonStream | Quiet | PlainText
     ) -> DoneReason | None:
         """Generates; returns how it ended, or None when nobody is there to be told."""
+        running.answer = answer
         with running.scope:
             return await self._specialist.answer(answer, told)
         # Behind the scope: what is stored and said after a cancellation is not cancelled with it.

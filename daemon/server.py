@@ -7,29 +7,32 @@ may be inherited: their backlog is whoever's who bound them, so listen() is neve
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVarTuple, Unpack
+from typing import Any, TypeVarTuple
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
+from daemon import peer
 from daemon.conversation import Conversation
 from daemon.specialist import Specialist
 from daemon.unsent import Ledger
-from protocol.errors import Busy
+from protocol.errors import Busy, Internal
 
 logger = logging.getLogger("chorus.daemon")
 Args = TypeVarTuple("Args")
 
-# What accept(2) says when a resource is used up: wait, and what there is will be given back. As trio does it.
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+# accept(2) fails when descriptors or memory are used up, and passes on errors of the network: either way, a moment later.
 RETRY_ACCEPT_AFTER = 0.1
 ACCEPTS_AT_A_TIME = 64  # so that a flood of connections does not starve the ones that are there
+# The kernel says that there is room only when a third of its buffer is free. Of the 4 MB to which it grows by itself, a
+# reader at 40 kB/s does not take that much within write_timeout, and would be cut off while it reads.
+SEND_BUFFER = 131_072
 KEPT_PLACES = 4  # beyond the limit, for whoever only asks how we are: the supervisor must always get in
 ROOT = 0
 
@@ -45,7 +48,9 @@ class Server:
         self._users = {os.getuid(), ROOT, *specialist.config.allowed_uids}
         self._conversations: set[Conversation] = set()
         self._unspoken: dict[Conversation, None] = {}  # in the order of their accept: the longest idle one is first
+        self._arriving = 0  # accepted, and not yet a conversation
         self._emptied = asyncio.Event()
+        self._grace = anyio.CancelScope()
         self._group: anyio.abc.TaskGroup | None = None
 
     async def serve(self, listeners: list[socket.socket], stop: anyio.Event, grace: float) -> None:
@@ -53,6 +58,7 @@ class Server:
 
         What is not done by then ends with `draining` and with what had arrived.
         """
+        peer.prepare()
         loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as self._group:
             for listener in listeners:
@@ -65,14 +71,19 @@ class Server:
                 listener.close()
             await self._drain(grace)
 
+    def end_grace(self) -> None:
+        """What is still under way when the server stops, now or later, ends at once."""
+        self._grace.cancel()
+
     # -- for the conversations ------------------------------------------------------------------------------------------
 
-    def start(self, work: Callable[[Unpack[Args]], Coroutine[Any, Any, None]], *args: Unpack[Args]) -> None:
+    def start(self, work: Callable[[*Args], Coroutine[Any, Any, None]], *args: *Args) -> None:
         """Runs a request in the server's own task group, which outlives every conversation."""
         assert self._group is not None
         self._group.start_soon(work, *args)
 
     def opened(self, conversation: Conversation) -> None:
+        self._arriving -= 1
         self._conversations.add(conversation)
         self._unspoken[conversation] = None
         self.specialist.clients = len(self._conversations)
@@ -94,11 +105,12 @@ class Server:
         sentence = f"{self.limits.connections} connections are open to {self.specialist.config.name}: try again"
         return Busy(sentence, retry_after=1.0)
 
-    def log_failure(self, what: str) -> str:
-        """Logs the exception under way and returns the trace id under which it stands."""
+    def failure(self, what: str, partial: str = "") -> Internal:
+        """Logs the exception under way; returns what its client is told, with the trace id under which it stands."""
         trace = secrets.token_hex(6)
-        logger.exception("%s (trace %s)", what, trace)
-        return trace
+        logger.exception("%s (trace %s)", what, trace)  # noqa: LOG004 - called where it was caught
+        name = self.specialist.config.name
+        return Internal(f"something went wrong here; the log of {name} has it as {trace}", partial=partial)
 
     # -- accepting --------------------------------------------------------------------------------------------------------
 
@@ -109,8 +121,6 @@ class Server:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in EXHAUSTED:
-                    raise
                 self._pause_accepting(listener, error)
                 return
             self._welcome(connection)
@@ -127,36 +137,48 @@ class Server:
         loop.call_later(RETRY_ACCEPT_AFTER, resume)
 
     def _welcome(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         restricted = False
-        over = len(self._conversations) - self.limits.connections
+        over = len(self._conversations) + self._arriving - self.limits.connections
         if over >= 0:
             if self._unspoken:
-                next(iter(self._unspoken)).abort()
+                eldest = next(iter(self._unspoken))
+                eldest.abort()
+                self.closed(eldest)  # now, not when asyncio says so: whoever is accepted next must not count it again
             elif over < KEPT_PLACES:
                 restricted = True
             else:
                 connection.close()
                 return
+        self._arriving += 1
         self.start(self._adopt, connection, restricted)
 
     async def _adopt(self, connection: socket.socket, restricted: bool) -> None:
         loop = asyncio.get_running_loop()
         try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             await loop.connect_accepted_socket(lambda: Conversation(self, restricted=restricted), connection)
         except OSError as error:
             logger.warning("a connection was lost while it was accepted: %s", error)
             connection.close()
+            self._arriving -= 1
 
     # -- draining ---------------------------------------------------------------------------------------------------------
 
     async def _drain(self, grace: float) -> None:
-        self.stopping = self.specialist.draining = True
+        self.specialist.draining = True
+        # Whoever asked before now is told so, not cut off: two turns of the loop read and take what has reached us.
+        while self._arriving:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(2):
+            await anyio.lowlevel.checkpoint()
+        self.stopping = True
         for conversation in list(self._conversations):
             conversation.rest()
-        with anyio.move_on_after(grace):
+        self._grace.deadline = anyio.current_time() + grace
+        with self._grace:
             await self._empty()
         for conversation in list(self._conversations):
             conversation.requests.cancel_all("draining")

@@ -151,12 +151,14 @@ class Sessions:
     ) -> tuple[list[StoredTurn], int]:
         of_session = "(? is null or session_id = ?)"
         rows = connection.execute(
-            f"select session_id, role, content, at, model from turn where {of_session} and (? is null or at < ?)"
-            " order by id desc limit ?",
+            # In the order by which `before` counts: answers do not end in the order in which they were asked for.
+            f"select session_id, role, content, at, model from turn where {of_session} and (? is null or at < ?)"  # noqa: S608
+            " order by at desc, id desc limit ?",
             (session_id, session_id, before, before, limit),
         ).fetchall()
         [total] = connection.execute(
-            f"select count(*) from turn where {of_session}", (session_id, session_id)
+            f"select count(*) from turn where {of_session}",  # noqa: S608 - two constants
+            (session_id, session_id),
         ).fetchone()
         return [StoredTurn(*row) for row in reversed(rows)], total
 
@@ -167,7 +169,7 @@ class Sessions:
 
     def _delete(self, connection: sqlite3.Connection, where: str, *args: object) -> int:
         """Deletes turns for real: pages are overwritten (secure_delete) and the write-ahead log is emptied."""
-        removed = connection.execute(f"delete from turn where {where}", args).rowcount
+        removed = connection.execute(f"delete from turn where {where}", args).rowcount  # noqa: S608 - ours
         if removed:
             connection.execute("delete from cut where session_id not in (select session_id from turn)")
             connection.execute("pragma wal_checkpoint(truncate)")

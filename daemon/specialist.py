@@ -16,13 +16,13 @@ import anyio.abc
 import msgspec
 import psutil
 
-from daemon.answer import Answer, Listener
+from daemon.answer import Answer, Listener, shortened, size_of
 from daemon.backends import Backend, Finish, Piece, Prompt, Step, Waiting
 from daemon.prompt import TokenRatio, fitting, user_turn
 from daemon.sessions import Said, Sessions
 from protocol import __version__
 from protocol.codec import read_context
-from protocol.errors import BadRequest, DeadlinePassed, Draining, ProtocolError
+from protocol.errors import BadRequest, DeadlinePassed, Draining, EmptyAnswer, ProtocolError
 from protocol.messages import (
     PROTOCOL_VERSION,
     Chat,
@@ -79,10 +79,11 @@ class Specialist:
             task_status.started()
         raise AssertionError("a backend does not stop watching")
 
-    def begin(self, chat: Chat, session_id: str | None = None, *, earlier: bool = False) -> Answer:
+    def begin(self, chat: Chat, session_id: str | None = None, *, earlier: bool = False, asked: float) -> Answer:
         """An answer to be, or BadRequest or Draining at once.
 
         `session_id` is the conversation's own, `earlier` whether something was said in it; the caller's session wins.
+        `asked` is when the question arrived: it may have waited for its turn, and its deadline with it.
         """
         if self.draining:
             raise Draining(f"{self.config.name} is going away: ask again in a moment", retry_after=1.0)
@@ -91,13 +92,14 @@ class Specialist:
             raise BadRequest("content: empty; say what to answer")
         earlier = context.session_id is not None or earlier
         session = context.session_id or session_id or secrets.token_hex(8)
-        return Answer(chat, context, session, self.config.name, self.backend.model, earlier=earlier)
+        name = self.config.name
+        return Answer(chat, context, session, name, self.backend.model, earlier=earlier, asked=asked)
 
     async def answer(self, answer: Answer, listener: Listener) -> DoneReason:
         """Generates until the end and stores what was said. Raises one of protocol.errors, with what had arrived."""
         try:
-            prompt = await self._prompt(answer)
-            with anyio.move_on_after(answer.chat.deadline) as patience:
+            with anyio.move_on_after(answer.time_left) as patience:
+                prompt = await self._prompt(answer)
                 answer.begin()
                 answer.model = prompt.options.model or self.backend.model
                 listener.started(answer.model)
@@ -114,7 +116,7 @@ class Specialist:
 
     async def remember(self, answer: Answer, done_reason: str) -> None:
         """Stores an answer, whole or partial; a disk that fails becomes a notice, not a lost answer."""
-        if not answer.size:
+        if not answer.content:
             return
         asked = Said(user_turn(answer.context, answer.chat.text), answer.asked_at)
         said = Said(answer.content, time.time())
@@ -129,6 +131,8 @@ class Specialist:
         return HistoryResponse(request_id=request.request_id, conversations=turns, total=total)
 
     async def reset(self, request: Reset) -> ResetResponse:
+        if request.session_id is None:  # an omission must not forget everybody's sessions
+            raise BadRequest("session_id: missing; name the session to forget")
         removed = await self.sessions.forget(request.session_id)
         return ResetResponse(request_id=request.request_id, session_id=request.session_id, removed=removed)
 
@@ -232,16 +236,23 @@ class Specialist:
         async with aclosing(steps):  # type: ignore[type-var]
             async for step in steps:
                 if isinstance(step, Piece):
-                    answer.add(step)
-                    listener.piece(step)
-                    if answer.size > limit:
-                        return "length"
+                    fits = answer.size + size_of(step) <= limit
+                    piece = step if fits else shortened(step, limit - answer.size)
+                    answer.add(piece)
+                    listener.piece(piece)
+                    if not fits:
+                        return self._too_long(answer)
                 elif isinstance(step, Waiting):
                     listener.waiting(step)
                 else:
                     answer.finish = step
         assert isinstance(answer.finish, Finish), "a backend ends with a Finish or raises"
         return "length" if answer.finish.done_reason == "length" else "stop"
+
+    def _too_long(self, answer: Answer) -> DoneReason:
+        if not answer.content:
+            raise EmptyAnswer("the model thought for all of max_reply_bytes, and said nothing: ask with think false")
+        return "length"
 
     def _learn(self, answer: Answer, prompt: Prompt) -> None:
         self._answered += 1

@@ -44,7 +44,7 @@ class Ledger:
         """This reader's socket is full."""
         loop = asyncio.get_running_loop()
         self._slow[reader] = (loop.time(), reader.written() - reader.unsent())
-        self._estimate = self.total()
+        self._estimate += reader.unsent()
         if self._timer is None:
             self._timer = loop.call_later(CHECK_EVERY, self._check)
 

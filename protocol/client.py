@@ -30,6 +30,7 @@ R = TypeVar("R")
 MAX_REPLY_LINE = 134_217_728
 READ_SIZE = 262_144
 SAY_CANCEL_WITHIN = 0.5  # seconds
+CANCEL_ID = "cancel-"  # how the request_id of our own cancels begins
 
 
 class Lines(Generic[R]):
@@ -87,8 +88,8 @@ class Connection(Lines[AnyReply]):
         while exchange.state not in OVER:
             reply = await self.receive()
             if reply.request_id != request.request_id:
-                if isinstance(reply, Cancelled):
-                    continue  # the answer to our own `cancel`, which goes on beside the exchange
+                if isinstance(reply, Cancelled) or str(reply.request_id).startswith(CANCEL_ID):
+                    continue  # the answer to our own `cancel`, `not_found` where it came too late: beside the exchange
                 if not isinstance(reply, Error):
                     raise WrongReply(f"an answer to request {reply.request_id!r} came, which nobody asked")
             exchange.advance(reply)
@@ -108,7 +109,7 @@ class Connection(Lines[AnyReply]):
     async def cancel(self) -> None:
         """Ends the question under way: its replies go on to their end, which says `cancelled`."""
         if self._open is not None:
-            await self.send(Cancel(request_id=f"cancel-{self._open}", target=self._open))
+            await self.send(Cancel(request_id=f"{CANCEL_ID}{self._open}", target=self._open))
 
     async def aclose(self) -> None:
         if self._open is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ from protocol.framing import LineBuffer
 from protocol.messages import Request
 from supervisor.config import Loaded
 from supervisor.fleet.keeper import Command, Keeper
-from supervisor.fleet.lifecycle import ANSWERING, State
+from supervisor.fleet.lifecycle import ANSWERING, RUNNING, State, Wanted
 from supervisor.fleet.registry import Registry
 from supervisor.places import private_folder
 from supervisor.team.chat import Member, TeamQuestion, ask_team
@@ -39,6 +40,8 @@ MAX_LINE = 1_048_576
 TEAM_CHATS = 4  # run for others at once; more would take time from the health checks
 GIVE_UP_AFTER = 120.0  # seconds a command waits for one specialist
 SETBACK = 0.5  # a pause longer than this before the next try is an answer to whoever waits for a start
+LAST_WORDS = 1.0  # seconds for those who wait for the end to be told
+LOOK_EVERY = 1.0  # seconds between looks at a client that asks nothing more: is it still there?
 WRITE_WITHIN = 30.0  # seconds a client has to take a line
 
 
@@ -52,6 +55,7 @@ class Fleet:
         self.loaded = loaded
         self.grace: float | None = None
         self.down = anyio.Event()
+        self.told: list[anyio.Event] = []  # set when somebody who asked for the end has heard of it
         self.team_chats = anyio.CapacityLimiter(TEAM_CHATS)
 
     def resolve(self, asked: list[str] | None) -> list[str]:
@@ -85,12 +89,26 @@ class Fleet:
                     group.start_soon(one, name)
         return outcomes
 
+    def go_down(self, grace: float | None) -> None:
+        """Has the supervisor go down; a second time with less patience."""
+        if self.stop.is_set() and grace is not None:
+            for keeper in self.keepers.values():
+                keeper.tell(Command("stop", "the team goes down at once", grace))
+        self.grace = grace
+        self.stop.set()
+
     async def take_down(self) -> None:
         """Stops everybody in good order and returns when nobody runs."""
         self.registry.set_state("stopping")
-        for keeper in self.keepers.values():
-            keeper.tell(Command("stop", "the team goes down", self.grace))
-        await self.registry.wait_for(lambda: all(one.state is State.STOPPED for one in self.keepers.values()))
+        commands = [Command("stop", "the team goes down", self.grace) for _ in self.keepers]
+        for keeper, command in zip(self.keepers.values(), commands, strict=True):
+            keeper.tell(command)
+        for command in commands:
+            await command.taken.wait()
+        await self.registry.wait_for(lambda: all(one.is_gone for one in self.keepers.values()))
+
+    def went_down(self) -> None:
+        """Says that nobody runs any more."""
         self.registry.set_state("down")
         self.down.set()
 
@@ -100,19 +118,15 @@ class Fleet:
             return Outcome(name, error="the supervisor is still coming up: try again")
         old = keeper.pid
         began = anyio.current_time()
-        match request:
-            case messages.Start():
-                keeper.tell(Command("start", "asked to start"))
-            case messages.Stop():
-                keeper.tell(Command("stop", "asked to stop", request.grace))
-            case messages.Restart():
-                keeper.tell(Command("restart", "asked to restart"))
-            case messages.Drain():
-                keeper.tell(Command("drain", "asked to drain"))
+        command = _command(request)
+        try:
+            keeper.tell(command)
+        except Busy as busy:
+            return Outcome(name, old_pid=old, error=busy.sentence)
         if not getattr(request, "wait", True):
             return Outcome(name, old_pid=old)
-        await anyio.lowlevel.checkpoint()  # the keeper takes its inbox before anybody looks at what it did
         with anyio.move_on_after(GIVE_UP_AFTER):
+            await command.taken.wait()
             error = await self._outcome(request, keeper, old)
             took = round((anyio.current_time() - began) * 1000, 1)
             down_ms = took if isinstance(request, messages.Restart) else None
@@ -120,29 +134,53 @@ class Fleet:
         return Outcome(name, old_pid=old, new_pid=keeper.pid, error=f"still {keeper.state.value}: see chorus status")
 
     async def _outcome(self, request: messages.Named, keeper: Keeper, old: int | None) -> str | None:
-        """Waits until a command is carried out; returns why it cannot be, or None."""
-        if isinstance(request, messages.Stop):
-            await self.registry.wait_for(lambda: keeper.state is State.STOPPED and keeper.pid is None)
-            return None
-        if isinstance(request, messages.Drain):
-            if keeper.pid is None:
-                return f"{keeper.name} is not running"
-            await self.registry.wait_for(lambda: keeper.state is not State.READY and keeper.state is not State.DEGRADED)
-            return None if keeper.state is State.DRAINING else f"{keeper.name} is {keeper.state.value}"
+        """Waits until a command that was taken up is carried out; returns why it cannot be, or None."""
+        wanted = _WANTED[type(request)]
+        if isinstance(request, messages.Drain) and keeper.wanted is not wanted:
+            return f"{keeper.name} is not running"
+        if isinstance(request, messages.Restart) and keeper.pid == old and keeper.state in RUNNING:
+            return self.registry[keeper.name].last_error
 
-        def settled() -> bool:
-            if keeper.state in ANSWERING:
-                return not isinstance(request, messages.Restart) or keeper.pid != old
-            return self._setback(keeper)
+        def is_done() -> bool:
+            if wanted is Wanted.DOWN:
+                return keeper.is_gone
+            return keeper.state in (ANSWERING if wanted is Wanted.UP else (State.DRAINING,))
 
-        await self.registry.wait_for(settled)
-        if keeper.state in ANSWERING:
+        await self.registry.wait_for(
+            lambda: is_done() or keeper.wanted is not wanted or keeper.is_over or self._setback(keeper)
+        )
+        if is_done():
             return None
+        if keeper.is_over:
+            return "the fork server was lost and the team is started anew: try again"
+        if keeper.wanted is not wanted:
+            return f"somebody asked for something else meanwhile: it is to be {keeper.wanted.value}"
         status = self.registry[keeper.name]
         return f"{status.last_error or keeper.state.value}; {status.remedy or 'see chorus status'}"
 
     def _setback(self, keeper: Keeper) -> bool:
         return keeper.state is State.FAILED or (keeper.state is State.BACKING_OFF and keeper.due_in() > SETBACK)
+
+
+_WANTED: dict[type[Request], Wanted] = {
+    messages.Start: Wanted.UP,
+    messages.Stop: Wanted.DOWN,
+    messages.Restart: Wanted.UP,
+    messages.Drain: Wanted.DRAINED,
+}
+
+
+def _command(request: messages.Named) -> Command:
+    match request:
+        case messages.Start():
+            return Command("start", "asked to start")
+        case messages.Stop():
+            return Command("stop", "asked to stop", request.grace)
+        case messages.Restart():
+            return Command("restart", "asked to restart")
+        case messages.Drain():
+            return Command("drain", "asked to drain")
+    raise AssertionError(f"{type(request).__name__} is no command")
 
 
 class Control:
@@ -160,13 +198,19 @@ class Control:
             task_status.started()
             await listener.serve(self._serve)
 
+    async def tell_the_last(self) -> None:
+        """Lets those who asked for the end hear that it came."""
+        with anyio.move_on_after(LAST_WORDS):
+            for told in self.fleet.told:
+                await told.wait()
+
     async def _serve(self, stream: anyio.abc.SocketStream) -> None:
         async with stream:
             try:
                 await _Caller(stream, self.fleet).serve()
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except* (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # gone: whatever it asked for goes on
-            except Exception:  # the fence: one client's trouble is a log line
+            except* Exception:  # the fence: one client's trouble is a log line
                 logger.exception("a control conversation failed")
 
 
@@ -215,10 +259,7 @@ class _Caller:
             case messages.Watch():
                 await self._watch(request)
             case messages.Shutdown():
-                fleet.grace = request.grace
-                fleet.stop.set()
-                await self._with_progress(request, fleet.registry.names, fleet.down.wait)
-                await self._result(request, [Outcome(name) for name in fleet.registry.names])
+                await self._shut_down(request)
             case messages.TeamChat():
                 await self._team_chat(request)
             case messages.Named():
@@ -231,10 +272,38 @@ class _Caller:
                 await self._with_progress(request, names, work)
                 await self._result(request, outcomes)
 
+    async def _shut_down(self, request: messages.Shutdown) -> None:
+        fleet = self._fleet
+        told = anyio.Event()
+        fleet.told.append(told)
+        try:
+            fleet.go_down(request.grace)
+            await self._with_progress(request, fleet.registry.names, fleet.down.wait)
+            await self._result(request, [Outcome(name) for name in fleet.registry.names])
+        finally:
+            told.set()
+
     async def _watch(self, request: messages.Watch) -> None:
-        async with self._fleet.registry.watch() as watcher:
+        async with self._fleet.registry.watch() as watcher, anyio.create_task_group() as group:
+            group.start_soon(self._until_gone)
             async for change in watcher.changes():
                 await self._send(msgspec.structs.replace(change, request_id=request.request_id))
+
+    async def _until_gone(self) -> None:
+        """Raises BrokenResourceError when the client is gone, which nothing else shows while nothing changes.
+
+        What a client says besides is dropped: a watch goes on until the connection ends.
+        """
+        try:
+            while True:
+                await self._stream.receive()
+        except anyio.EndOfStream:
+            pass  # perhaps it only asks nothing more: then the other direction is still open
+        hung_up = select.poll()
+        hung_up.register(self._stream.extra(anyio.abc.SocketAttribute.raw_socket), 0)
+        while not hung_up.poll(0):  # noqa: ASYNC110 - the event loop does not tell a half-closed socket from a closed one
+            await anyio.sleep(LOOK_EVERY)
+        raise anyio.BrokenResourceError
 
     async def _with_progress(self, request: Request, names: list[str], work: Callable[[], Awaitable[object]]) -> None:
         """Does the work while its transitions are told."""

@@ -8,6 +8,8 @@ Everything is a real process. The builtin echo answers unless the configuration 
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
 import os
 import random
@@ -17,13 +19,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
+from lookalikes.ollama import USUAL, Model, OllamaLookalike, Script
+from lookalikes.raw_http import Request
 
 from protocol import names
 
@@ -78,9 +84,11 @@ class Team:
         given = dict(env or {})
         port_base = int(given.get("CHORUS_PORT_BASE", 0)) or said.get("port_base") or free_port_base(roster)
         surroundings = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+        runtime = tempfile.mkdtemp(prefix="ct-")  # short: a socket's path may have 108 bytes
+        atexit.register(shutil.rmtree, runtime, ignore_errors=True)  # for those that are only prepared
         surroundings |= {
             "HOME": str(home),
-            "XDG_RUNTIME_DIR": tempfile.mkdtemp(prefix="ct-"),  # short: a socket's path may have 108 bytes
+            "XDG_RUNTIME_DIR": runtime,
             "PYTHONPATH": str(ROOT),
             "CHORUS_PORT_BASE": str(port_base),
             "CHORUS_GATEWAY_PORT": str(free_port()),
@@ -180,6 +188,66 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.down()
+
+
+class ModelServer:
+    """An Ollama look-alike in a thread of its own, for tests that are not async. `script` may be replaced at any time."""
+
+    def __init__(self, script: Script = USUAL, *, models: dict[str, Model] | None = None) -> None:
+        self._lookalike = OllamaLookalike(script, models=models)
+        self._lookalike.loaded.update(self._lookalike.models)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    @property
+    def url(self) -> str:
+        return self._lookalike.url
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a team is started with to ask this server."""
+        return {"CHORUS_BACKEND": "ollama", "CHORUS_BACKEND_URL": self.url}
+
+    @property
+    def asked(self) -> list[Request]:
+        return self._lookalike.asked()
+
+    def use(self, script: Script) -> None:
+        self._lookalike.script = script
+
+    def wait_asked(self, count: int = 1, within: float = 10.0) -> None:
+        """Waits until so many questions have come."""
+        wait_until(lambda: len(self.asked) >= count, within, "the model server was not asked")
+
+    def wait_left(self, within: float) -> None:
+        """Waits until whoever asked last has gone before its answer was complete."""
+        wait_until(self.asked[-1].gone.is_set, within, "the last question was not withdrawn")
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        async with self._lookalike:
+            self._ready.set()
+            await self._over.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+
+
+def wait_until(is_true: Callable[[], bool], within: float, otherwise: str) -> None:
+    """Waits for a condition that has no event in this process."""
+    until = time.monotonic() + within
+    while not is_true():
+        assert time.monotonic() < until, f"{otherwise} within {within:g} s"
+        time.sleep(0.01)
 
 
 def command(*args: str) -> list[str]:

@@ -84,7 +84,7 @@ def unreachable(error: BaseException, server: Server) -> BackendDown:
         )
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | UnicodeError):
         return BackendDown(f"{server.url} is not the address of a model server: correct backend.url")
-    if isinstance(error, CLOSED):
+    if isinstance(error, (*CLOSED, aiohttp.ClientPayloadError)):
         return BackendDown(
             f"the model server at {server.url} closed the connection before it answered: see its log, then ask again"
         )

@@ -18,6 +18,7 @@ class Watch:
         self._rhythm = rhythm
         self._wanted = anyio.Event()
         self._ended = anyio.Event()
+        self._looking = False
         self.looked_at: float | None = None
 
     async def run(self) -> None:
@@ -26,7 +27,9 @@ class Watch:
         while True:
             self._wanted = anyio.Event()
             began = now()
+            self._looking = True
             await self._look()
+            self._looking = False
             self.looked_at = began
             self._ended.set()
             self._ended = anyio.Event()
@@ -43,5 +46,6 @@ class Watch:
         now = asyncio.get_running_loop().time()
         if self.looked_at is not None and now - self.looked_at < self._rhythm.look_again:
             return
-        self.ask()
+        if not self._looking:
+            self.ask()
         await self._ended.wait()

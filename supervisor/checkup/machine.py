@@ -39,7 +39,9 @@ def disk(loaded: Loaded) -> Iterator[Check]:
         if free < NO_SPACE:
             yield fail(f"disk.{name}", fact, "make room: nothing can be remembered or logged")
         else:
-            yield (warn if free < LITTLE_SPACE else ok)(f"disk.{name}", fact, "make room" if free < LITTLE_SPACE else None)
+            yield (warn if free < LITTLE_SPACE else ok)(
+                f"disk.{name}", fact, "make room" if free < LITTLE_SPACE else None
+            )
     logs, history = _size(loaded.dirs.logs), _size(loaded.dirs.data)
     yield ok("disk.ours", f"logs take {logs / 1e6:.1f} MB, conversations {history / 1e6:.1f} MB")
 
@@ -61,11 +63,14 @@ def kernel_look() -> Check:
     """Whether the kernel tells who is at the other end of a connection: asked about one of our own."""
     if not sys.platform.startswith("linux"):
         return warn("sock_diag", "only Linux tells whether a silent client is gone: elsewhere a failing write does")
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
-        with listener.accept()[0] as accepted:
-            began = time.perf_counter()
-            found = peer.ask(socket.AF_INET, client.getsockname(), accepted.getsockname())
-            took = (time.perf_counter() - began) * 1e6
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as accepted,
+    ):
+        began = time.perf_counter()
+        found = peer.ask(socket.AF_INET, client.getsockname(), accepted.getsockname())
+        took = (time.perf_counter() - began) * 1e6
     if not isinstance(found, peer.Owner):
         return warn(
             "sock_diag",
@@ -94,10 +99,14 @@ def clock(loaded: Loaded) -> Check:
     """Records and sessions carry the time: it must not have gone back."""
     now = time.time()
     if now < BUILT:
-        return fail("clock", f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}", "set the clock: timedatectl")
+        return fail(
+            "clock", f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}", "set the clock: timedatectl"
+        )
     ahead = max((at - now for at in _changed(loaded.dirs.state)), default=0.0)
     if ahead > SKEW:
-        return warn("clock", f"files in {loaded.dirs.state} are {ahead:.0f} s in the future", "set the clock: timedatectl")
+        return warn(
+            "clock", f"files in {loaded.dirs.state} are {ahead:.0f} s in the future", "set the clock: timedatectl"
+        )
     return ok("clock", f"it is {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, and no file of ours is from later")
 
 

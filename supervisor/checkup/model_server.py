@@ -140,9 +140,10 @@ async def _ollama_inventory(session: aiohttp.ClientSession, loaded: Loaded) -> I
     try:
         version = (await _fetch(session, loaded, f"{url}/api/version", _Version)).version
         running = (await _fetch(session, loaded, f"{url}/api/ps", _Models)).models or []
-    except ProtocolError:
-        version, running = "", []  # a server from before these
-    return Inventory(url=url, kind="ollama", version=version or None, models=tags.models or [], loaded={full_name(one.name): one for one in running})
+    except (ProtocolError, *http.FOREIGN, *http.UNREADABLE):
+        version, running = "", []  # from before these; or busy: /api/ps waits for each runner's lock
+    in_memory = {full_name(one.name): one for one in running}
+    return Inventory(url=url, kind="ollama", version=version or None, models=tags.models or [], loaded=in_memory)
 
 
 async def _openai_inventory(session: aiohttp.ClientSession, loaded: Loaded) -> Inventory:
@@ -159,4 +160,3 @@ async def _fetch(session: aiohttp.ClientSession, loaded: Loaded, url: str, type_
     if response.status != 200:
         raise http.refused(http.Refusal(response.status, http.said_by(body)), http.Server(loaded.url), "")
     return msgspec.json.decode(body, type=type_)
-

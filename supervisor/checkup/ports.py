@@ -7,7 +7,9 @@ import socket
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from protocol.settings import SpecialistConfig
+from msgspec import Struct
+
+from protocol.settings import Gateway, SpecialistConfig
 from supervisor.checkup.check import Check, fail, ok, warn
 from supervisor.fleet.owner import describe, owner_of
 
@@ -15,22 +17,38 @@ RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
 
-def ports(configs: list[SpecialistConfig], ours: Collection[int], answering: Collection[str]) -> Iterator[Check]:
+class Claim(Struct, frozen=True):
+    """A port that somebody of the team is to have."""
+
+    name: str
+    port: int
+    addresses: list[str]
+
+
+def claims(configs: list[SpecialistConfig], gateway: Gateway) -> list[Claim]:
+    found = [Claim(config.name, config.port, config.addresses) for config in configs]
+    if gateway.enabled:
+        found += [Claim("gateway", port, [gateway.host]) for port in (gateway.port, *gateway.also_ports)]
+    return found
+
+
+def ports(wanted: list[Claim], ours: Collection[int], answering: Collection[str]) -> Iterator[Check]:
     """One line for all that is well, one for each port that somebody else has.
 
     `ours` are pids of the team, `answering` the specialists that have just answered on their port. Blocks: run it in a thread.
     """
     held, free = [], []
-    for config in configs:
-        if config.name in answering:
-            held.append(config.port)
-        elif _is_free(config):
-            free.append(config.port)
-        elif (owner := owner_of(config.port)) is not None and owner.listening and owner.pid in ours:
-            held.append(config.port)
+    for claim in wanted:
+        if claim.name in answering:
+            held.append(claim.port)
+        elif _is_free(claim):
+            free.append(claim.port)
+        elif (owner := owner_of(claim.port)) is not None and owner.listening and owner.pid in ours:
+            held.append(claim.port)
         else:
-            fact, remedy = describe(config.port, config.name)
-            yield fail(f"port.{config.name}", f"{fact}, and {config.name} needs it", remedy)
+            fact, remedy = describe(claim.port, claim.name)
+            remedy = remedy.replace("specialists.gateway.", "gateway.")
+            yield fail(f"port.{claim.name}", f"{fact}, and {claim.name} needs it", remedy)
     if held:
         yield ok("ports.held", f"held by the team: {spans(held)}")
     if free:
@@ -48,7 +66,9 @@ def ephemeral(wanted: Iterable[int], range_: Path = RANGE, reserved: Path = RESE
     if not inside:
         return ok("ports.ephemeral", f"no port lies in the range of outgoing connections, {low}-{high}")
     if inside <= kept:
-        return ok("ports.ephemeral", f"the ports lie in the range of outgoing connections, {low}-{high}, and are reserved")
+        return ok(
+            "ports.ephemeral", f"the ports lie in the range of outgoing connections, {low}-{high}, and are reserved"
+        )
     open_ = inside - kept
     return warn(
         "ports.ephemeral",
@@ -77,14 +97,14 @@ def parse_spans(text: str) -> set[int]:
     return found
 
 
-def _is_free(config: SpecialistConfig) -> bool:
+def _is_free(claim: Claim) -> bool:
     """Whether it could be bound at this moment, on all its addresses. It is not listened on."""
-    for address in config.addresses:
+    for address in claim.addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((address, config.port))
+                probe.bind((address, claim.port))
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 return False

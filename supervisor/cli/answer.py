@@ -14,8 +14,8 @@ import click
 
 from protocol.client import Connection, connect
 from protocol.codec import encode
-from protocol.errors import ConnectionLost, ProtocolError, Refused
-from protocol.messages import AnyReply, Chat, Heartbeat, StreamChunk, StreamEnd, StreamStart, StreamStatus
+from protocol.errors import ConnectionLost, ProtocolError, Refused, WrongReply
+from protocol.messages import AnyReply, Chat, ChatResponse, Heartbeat, StreamChunk, StreamEnd, StreamStart, StreamStatus
 from supervisor.cli import look
 from supervisor.cli.exits import Failure, failure_of
 from supervisor.cli.saved import Saved
@@ -61,7 +61,7 @@ class Asking:
         self.outlet = outlet
         self.error: ProtocolError | None = None
         self.signal: int | None = None
-        self.end: StreamEnd | None = None
+        self.end: ChatResponse | None = None
         self.model: str | None = None
         self.elapsed = 0.0
         self._as_json = as_json
@@ -124,13 +124,15 @@ class Asking:
             async with aclosing(connection.ask(self.chat)) as replies:
                 while self.end is None:
                     with anyio.move_on_after(SIGN_WITHIN) as patience:
-                        self._hear(await anext(replies))
+                        self._hear(await anext(replies, None))
                     if patience.cancelled_caught:
                         raise ConnectionLost(f"no sign of it for {SIGN_WITHIN:g} s, not even a heartbeat")
             self._connection = None
 
-    def _hear(self, reply: AnyReply) -> None:
+    def _hear(self, reply: AnyReply | None) -> None:
         match reply:
+            case None:
+                raise WrongReply("the answer ended without an end")
             case StreamStart():
                 self.model = reply.model
                 self._spinner.say(f"{self.place.name}: waiting for {reply.model}")
@@ -139,7 +141,9 @@ class Asking:
                 self._spinner.say(f"{self.place.name}: {PHASES[reply.phase]}{ahead}")
             case StreamChunk():
                 self._grow(reply.content or "", reply.thinking or "")
-            case StreamEnd():
+            case ChatResponse():
+                if not isinstance(reply, StreamEnd):  # one that does not stream
+                    self._grow(reply.content or "", "")
                 self.end = reply
                 self.model = reply.model
             case _:
@@ -227,12 +231,12 @@ def stopped_line(tokens: int | None) -> str:
     return "[Stopped at the token limit" + (f" - {tokens} tokens]" if tokens is not None else "]")
 
 
-def tell_the_end(asking: Asking) -> None:
+def tell_the_end(asking: Asking, *, builtin_notice: bool = True) -> None:
     """What people should know of an answer: notices always, figures only on a terminal."""
     end = asking.end
     for notice in (end.notices or []) if end else []:
         tell(f"[{notice}]")
-    if asking.model == BUILTIN:
+    if asking.model == BUILTIN and builtin_notice:
         tell(BUILTIN_NOTICE)
     if asking.signal is not None or (end is not None and sys.stderr.isatty()):
         tell(closing_line(asking))

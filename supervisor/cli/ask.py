@@ -59,7 +59,7 @@ def ask_command(
 
     loaded = settings_of(ctx)
     name, text, from_stdin = anyio.run(_understood, loaded, words)
-    question = _question(name, text, from_stdin=from_stdin, no_stdin=no_stdin)
+    question = question_of(name, text, from_stdin=from_stdin, no_stdin=no_stdin)
     saved = Saved(save) if save else None
     context: dict[str, Any] = {"session_id": session} if session else {}
     if hints:
@@ -110,30 +110,38 @@ async def _understood(loaded: Loaded, words: tuple[str, ...]) -> tuple[str | Non
     from supervisor.cli.stdin import clean
     from supervisor.cli.whom import colleagues, misspelt, near_miss
 
-    marked = words.index(TEXT_FROM_HERE) if TEXT_FROM_HERE in words else None
-    literal = [] if marked is None else [clean(word) for word in words[marked + 1 :]]
-    said = [clean(word) for word in words[:marked]]
-    from_stdin = "-" in said
+    first = clean(words[0]) if words and words[0] not in (TEXT_FROM_HERE, "-") else None
     name = None
-    if said and said[0] != "-":
+    if first is not None:
         everybody = await colleagues(loaded)
-        name = everybody.name(said[0])
-        if name is not None:
-            said = said[1:]
-        elif (len(said) > 1 or literal) and (near := near_miss(said[0], everybody.known)):
-            raise misspelt(said[0], near)
-    return name, [*(word for word in said if word != "-"), *literal], from_stdin
+        name = everybody.name(first)
+        more = any(word not in (TEXT_FROM_HERE, "-") for word in words[1:])
+        if name is None and more and (near := near_miss(first, everybody.known)):
+            raise misspelt(first, near)
+    text, from_stdin = split_words(words[1:] if name else words)
+    return name, text, from_stdin
 
 
-def _question(name: str | None, text: list[str], *, from_stdin: bool, no_stdin: bool) -> str:
+def split_words(words: tuple[str, ...]) -> tuple[list[str], bool]:
+    """The words of the question, and whether a `-` before any `--` asks for standard input."""
+    from supervisor.cli.stdin import clean
+
+    marked = words.index(TEXT_FROM_HERE) if TEXT_FROM_HERE in words else len(words)
+    said = [clean(word) for word in words[:marked]]
+    return [*(word for word in said if word != "-"), *map(clean, words[marked + 1 :])], "-" in said
+
+
+def question_of(
+    name: str | None, text: list[str], *, from_stdin: bool, no_stdin: bool, example: str = "chorus ask apollo"
+) -> str:
+    """Standard input and the text as one question; Failure (exit 2) where there is neither."""
     from supervisor.cli.stdin import in_front, read_stdin
 
     typed = " ".join(text)
     said = "" if no_stdin else read_stdin(always=from_stdin, have_text=bool(typed.strip()))
     question = in_front(said, typed)
     if not question:
-        whom = name or "whom"
-        remedy = f'chorus ask {name or "apollo"} "what next?"   or   ... | chorus ask {name or "apollo"}'
-        what = f"nothing to ask {whom}" if name else "nothing to ask"
+        remedy = f'{example} "what next?"   or   ... | {example}'
+        what = f"nothing to ask {name}" if name else "nothing to ask"
         raise Failure(what, Exit.USAGE, remedy=remedy, code="bad_request")
     return question

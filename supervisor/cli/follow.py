@@ -132,6 +132,7 @@ class Tail:
             yield self._open.lines(), self._open.changed_at
 
     def close(self) -> None:
+        """Closes every file; nothing may be read afterwards."""
         for reading in [*self._late, *([self._open] if self._open else [])]:
             reading.close()
 

@@ -33,11 +33,9 @@ class Count(click.ParamType[int | str]):
     name = "N|all"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "all":
-            return "all"
-        if str(value).isdecimal():
-            return int(str(value))
-        self.fail(f"{value!r} is neither a number nor all", param, ctx)
+        if value != "all" and not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number nor all", param, ctx)
+        return "all" if value == "all" else int(str(value))
 
 
 @click.command("logs")
@@ -92,11 +90,10 @@ def choose(asked: Iterable[str], loaded: Loaded) -> list[str]:
 def recent(name: str, tail: Tail, limit: int | None, earliest: float, *, keep_open: bool) -> list[Record]:
     """The last records of one file and of those rotated from it, oldest first; not more than are wanted are parsed."""
     found: list[Record] = []
-    for lines, changed_at in tail.existing():
-        if not found and not keep_open:
-            lines = [*lines, *tail.rest()]
+    for whole, changed_at in tail.existing():
         if changed_at < earliest:
             break
+        lines = whole if found or keep_open else [*whole, *tail.rest()]
         wanted = lines if limit is None else lines[max(0, len(lines) - (limit - len(found))) :]
         found[:0] = parsed(name, tail.path, wanted, changed_at)
         if (limit is not None and len(found) >= limit) or (found and found[0].at < earliest):

@@ -47,6 +47,12 @@ COMMANDS = {
 class Commands(click.Group):
     """The group that imports a command's module when it is called."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before click sees it: its own ending is exit code 1
+            return Exit.BROKEN_PIPE
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -110,23 +116,26 @@ def chorus(
 
 def main() -> NoReturn:
     """The entry point: every ending of the program passes here."""
-    debug = "--debug" in sys.argv
-    as_json = "--json" in sys.argv
+    words = sys.argv[1:]
+    options = words[: words.index("--")] if "--" in words else words
+    debug, as_json = "--debug" in options, "--json" in options
     try:
         code = chorus.main(standalone_mode=False, prog_name="chorus")
         sys.stdout.flush()
         _exit(code if isinstance(code, int) else Exit.DONE)
-    except click.UsageError as error:
-        error.show()
-        _exit(Exit.USAGE)
     except click.ClickException as error:
+        is_usage = isinstance(error, click.UsageError)
+        if as_json:
+            _tell_program("usage" if is_usage else "failed", error.format_message())
         error.show()
-        _exit(Exit.FAILED)
+        _exit(Exit.USAGE if is_usage else Exit.FAILED)
     except (KeyboardInterrupt, click.Abort):
         _exit(Exit.INTERRUPTED)
     except BrokenPipeError:
         _exit(Exit.BROKEN_PIPE)
     except ConfigError as error:
+        if as_json:
+            _tell_program("config", str(error), "chorus config check")
         _say(str(error))
         _exit(Exit.USAGE)
     except (Failure, ProtocolError) as error:
@@ -140,15 +149,20 @@ def main() -> NoReturn:
 
 def _fail(failure: Failure, *, as_json: bool) -> NoReturn:
     if as_json:
-        error = {"code": failure.code, "message": failure.sentence, "hint": failure.remedy}
-        try:
-            sys.stdout.write(msgspec.json.encode({"version": 1, "error": error}).decode() + "\n")
-        except BrokenPipeError:
-            _exit(Exit.BROKEN_PIPE)
+        _tell_program(failure.code, failure.sentence, failure.remedy)
     _say(f"error: {failure.sentence}")
     if failure.remedy:
         _say(f"  do: {failure.remedy}")
     _exit(failure.exit_code)
+
+
+def _tell_program(code: str, message: str, hint: str | None = None) -> None:
+    """A failure as one object on standard output, for whoever asked for JSON."""
+    report = {"version": 1, "error": {"code": code, "message": message, "hint": hint}}
+    try:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    except BrokenPipeError:
+        _exit(Exit.BROKEN_PIPE)
 
 
 def _say(line: str) -> None:

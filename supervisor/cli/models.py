@@ -14,6 +14,7 @@ from supervisor.cli.exits import Exit, Failure
 from supervisor.config import Loaded
 
 if TYPE_CHECKING:
+    from protocol.control import StatusReport
     from supervisor.checkup.absence import Absence
     from supervisor.checkup.model_server import Inventory, Model
 
@@ -41,7 +42,7 @@ def models_command(ctx: click.Context, as_json: bool) -> int:
             raise no_model(loaded)
     except Absence as error:
         raise failure_of(error) from None
-    users = used_by(loaded)
+    users = used_by(loaded, _report(loaded))
     if as_json:
         click.echo(msgspec.json.encode(as_object(found, users)).decode())
     else:
@@ -74,26 +75,37 @@ def pull_command(ctx: click.Context, model: str, as_json: bool) -> int:
     return Exit.DONE
 
 
-def used_by(loaded: Loaded) -> dict[str, list[str]]:
+def used_by(loaded: Loaded, report: StatusReport | None) -> dict[str, list[str]]:
     """Which specialists answer with which model, by its full name: as the supervisor says, or as is configured."""
     from daemon.backends.memory import Memory
     from daemon.backends.ollama_models import full_name
-    from supervisor.cli.reach import glance
 
     settings = loaded.settings
     default = settings.backend.model or Memory(str(loaded.dirs.state)).model_at(loaded.url)
     own = {name: one.model for name, one in settings.specialists.items()}
     using = {name: own.get(name) or default for name in settings.roster}
-    try:
-        # Of those that run it is known; "builtin" is no model.
-        using |= {one.name: one.model for one in glance(loaded).specialists if one.model and one.backend != "builtin"}
-    except Failure:
-        pass  # not running
+    if report:  # of those that run it is known; "builtin" is no model
+        using |= {one.name: one.model for one in report.specialists if one.model and one.backend != "builtin"}
     users: dict[str, list[str]] = {}
     for name, model in using.items():
         if model:
             users.setdefault(full_name(model), []).append(name)
     return users
+
+
+def _report(loaded: Loaded) -> StatusReport | None:
+    """What the supervisor says; None where none runs, or where it was started for another model server, which is said."""
+    from supervisor.checkup.models import asked_instead
+    from supervisor.cli.reach import glance
+
+    try:
+        report = glance(loaded)
+    except Failure:
+        return None
+    if theirs := asked_instead(loaded, report):
+        click.echo(f"the team asks {theirs}, as it was started; this is {loaded.url}, as is configured here", err=True)
+        return None
+    return report
 
 
 def show(found: Inventory, users: dict[str, list[str]], team: int) -> None:

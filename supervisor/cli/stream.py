@@ -20,6 +20,7 @@ import click
 
 from supervisor.cli import look
 from supervisor.cli.context import invocation
+from supervisor.cli.exits import Exit, Failure
 
 COALESCE = 0.03  # seconds between two writes: more of them cost more than anybody can see
 AGAIN_WITHIN = 2.0  # a second Ctrl-C so soon after the first ends the program at once
@@ -47,8 +48,10 @@ class Outlet:
         self._idle = anyio.Event()
         self._idle.set()
 
-    def put(self, text: str) -> None:
-        """Takes text; never waits."""
+    def put(self, text: str, *, is_ours: bool = False) -> None:
+        """Takes text; never waits. Ours may hold colours."""
+        if self.is_terminal and not is_ours:
+            text = look.harmless(text.replace("\r", ""))
         if not text:
             return
         self.at_line_start = text.endswith("\n")
@@ -94,12 +97,10 @@ class Outlet:
     def check(self) -> None:
         """Raises what writing met."""
         if self.failure is not None:
-            raise self.failure
+            raise unwritable(self.failure) from None
 
     def _write(self, text: str) -> None:
         assert self._stream is not None
-        if self.is_terminal:
-            text = look.harmless(text.replace("\r\n", "\n"))
         data = memoryview(text.encode(self._stream.encoding or "utf-8", "replace"))
         while data:
             data = data[os.write(self._stream.fileno(), data) :]
@@ -179,6 +180,13 @@ async def watch_interrupts(
                 leave(128 + number)
             last = now
             on_interrupt(number)
+
+
+def unwritable(error: OSError) -> Exception:
+    """What to raise where standard output cannot be written: a broken pipe is no failure to tell of."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    return Failure(f"cannot write the answer: {(error.strerror or str(error)).lower()}", Exit.FAILED)
 
 
 def leave(code: int) -> NoReturn:

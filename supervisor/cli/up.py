@@ -25,13 +25,14 @@ UNWAITED = frozenset({"failed"})  # states nobody waits out
 @click.pass_context
 def up_command(ctx: click.Context, foreground: bool, wait_timeout: float, ready_fd: int | None) -> int:
     """Start the team and show it."""
+    began = time.monotonic()
     loaded = settings_of(ctx)
     if foreground:
         return _be_the_supervisor(loaded, ready_fd)
     started = _start_detached(ctx, loaded)
     import anyio
 
-    return anyio.run(_show_the_start, loaded, wait_timeout, started)
+    return anyio.run(_show_the_start, loaded, wait_timeout, started, began)
 
 
 @click.command("down")
@@ -106,7 +107,7 @@ def _tail(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool) -> int:
+async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool, began: float) -> int:
     """Follows the team until everybody is settled, then prints the status."""
     import anyio
 
@@ -114,7 +115,6 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool) ->
     from supervisor.cli.reach import report, supervisor
     from supervisor.cli.status import print_status
 
-    began = time.monotonic()
     states: dict[str, str] = {}
     with anyio.move_on_after(wait_timeout) as patience:
         async with supervisor(loaded) as connection:
@@ -195,24 +195,34 @@ async def _down(loaded: Loaded, grace: float | None) -> int:
 
 
 def _end_leftovers(loaded: Loaded) -> int:
-    """Ends what a supervisor that was killed left behind: the fork server ends its own."""
+    """Ends what a supervisor that was killed left behind: the fork server ends its own.
+
+    A supervisor that lives and cannot be reached, since its socket was removed or is not there yet, ends with its team.
+    """
+    import signal
     import socket
 
     from protocol.framing import LineBuffer
-    from supervisor.app import fork_socket
+    from supervisor.app import end_survivors, fork_socket, lock_holder
     from supervisor.fleet import calls
 
+    if _lock_is_held(loaded) and (pid := lock_holder(loaded)):
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + SUPERVISOR_WITHIN
+        while _lock_is_held(loaded) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return 1
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(os.fspath(fork_socket(loaded)))
         except OSError:
-            return 0
+            return end_survivors(loaded)
         lines = LineBuffer(None)
         while (line := lines.next_line()) is None:
             lines.feed(link.recv(65536))
         living = calls.decode_report(line)
         assert isinstance(living, calls.Living)
-        os.kill(living.pid, 15)
+        os.kill(living.pid, signal.SIGTERM)
         while link.recv(65536):
             pass
         return len(living.processes) + 1

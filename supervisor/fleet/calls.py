@@ -118,5 +118,10 @@ def fingerprint(config: SpecialistConfig) -> str:
     return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
 
 
+def title(name: str, port: int) -> str:
+    """What ps shows of a specialist, and nobody else has: a survivor is known by it."""
+    return f"chorus: {name} [{port}]"
+
+
 def line(message: Struct) -> bytes:
     return msgspec.json.encode(message) + b"\n"

@@ -31,7 +31,6 @@ from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Answered, Exited, Living
-from supervisor.fleet.survivors import title
 
 REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
 DESCRIPTORS = 65_536
@@ -90,9 +89,7 @@ class ForkServer:
         self._has_asked = False
         self._lines = LineBuffer(None)
         living = list(self._processes.values())
-        self._tell(
-            Living(pid=os.getpid(), processes=living, held=list(self._listeners), exits=list(self._exits))
-        )
+        self._tell(Living(pid=os.getpid(), processes=living, held=list(self._listeners), exits=list(self._exits)))
 
     def _hear(self) -> None:
         assert self._supervisor is not None
@@ -212,7 +209,7 @@ class ForkServer:
                 if name != config.name:
                     for other in others:
                         other.close()
-            name_process(title(config.name, config.port))
+            name_process(calls.title(config.name, config.port))
             log_dir = Path(config.log_dir) if config.log_dir else None
             if log_dir is not None:
                 redirect_output(log_dir / f"{config.name}.out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import random
 import signal
 import time
@@ -18,16 +19,16 @@ from typing import Literal
 import anyio
 import anyio.abc
 import anyio.to_thread
-from msgspec import Struct
+from msgspec import Struct, field
 
 from protocol.control import BackendStatus, LastExit
-from protocol.errors import Unavailable
+from protocol.errors import Busy, Unavailable
 from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
 from supervisor.errors import CannotBind
 from supervisor.fleet import health, restart
-from supervisor.fleet.calls import Exited
+from supervisor.fleet.calls import Exited, Process, fingerprint
 from supervisor.fleet.health import Answering, Silent
-from supervisor.fleet.lifecycle import RUNNING, Event, ImpossibleStep, State, Wanted, next_state
+from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep, State, Wanted, next_state
 from supervisor.fleet.link import Link
 from supervisor.fleet.owner import describe
 from supervisor.fleet.registry import Registry
@@ -36,6 +37,8 @@ from supervisor.fleet.stand_in import stand_in
 logger = logging.getLogger("chorus.supervisor")
 
 INBOX = 1024
+MOST_COMMANDS = 512  # waiting; the rest of the inbox is for exits, of which none may be lost
+MOST_VERDICTS = 64  # waiting; the next verdict says the same
 STAND_IN_AFTER = 1.0  # a wait longer than this is not left to the backlog
 BLOCKED_DELAY = 2.0  # longest pause between tries for a port that somebody else holds
 STACKS_WITHIN = 0.3  # seconds a hung process has to write its stacks
@@ -43,11 +46,15 @@ END_MARGIN = 2.0  # seconds between the end of a process's own grace and force
 
 
 class Command(Struct, frozen=True):
-    """What an operator asks. `grace` only for stop: seconds for what is under way."""
+    """What an operator asks. `grace` only for stop: seconds for what is under way.
+
+    `taken` is set when it has been taken up, or when there is nobody any more to do that (`Keeper.is_over`).
+    """
 
     verb: Literal["start", "stop", "restart", "drain"]
     cause: str
     grace: float | None = None
+    taken: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Heard(Struct, frozen=True):
@@ -66,9 +73,7 @@ class Due(Struct, frozen=True):
 class Adopted(Struct, frozen=True):
     """A process was there before this supervisor."""
 
-    pid: int
-    started: float
-    draining: bool
+    process: Process
 
 
 Happening = Command | Exited | Heard | Due | Adopted
@@ -99,6 +104,8 @@ class Keeper:
         self.state = State.STOPPED
         self.wanted = Wanted.DOWN
         self.pid: int | None = None
+        self.replaced: set[int] = set()  # predecessors that finish what they have under way
+        self.is_over = False
         self._brake = brake
         self._mark = mark
         self._record = restart.Record()
@@ -107,11 +114,28 @@ class Keeper:
         self._pauses = 0
         self._due_at = 0.0
         self._watching: anyio.CancelScope | None = None
-        self._standing_in: anyio.CancelScope | None = None
+        self._pausing: anyio.CancelScope | None = None
         self._inbox_send, self._inbox = anyio.create_memory_object_stream[Happening](INBOX)
 
+    @property
+    def is_gone(self) -> bool:
+        """No process of this name lives."""
+        return self.state is State.STOPPED and self.pid is None and not self.replaced
+
     def tell(self, happening: Happening) -> None:
-        """Something happened. Never waits."""
+        """Something happened. Never waits. While the fork server is slow to answer, verdicts are left out.
+
+        Raises Busy for a command when hundreds wait already.
+        """
+        if self.is_over:
+            if isinstance(happening, Command):
+                happening.taken.set()
+            return
+        waiting = self._inbox_send.statistics().current_buffer_used
+        if isinstance(happening, Heard) and waiting >= MOST_VERDICTS:
+            return
+        if isinstance(happening, Command) and waiting >= MOST_COMMANDS:
+            raise Busy(f"{waiting} commands wait for {self.name} already", retry_after=1.0)
         self._inbox_send.send_nowait(happening)
 
     def due_in(self) -> float:
@@ -120,6 +144,9 @@ class Keeper:
 
     def note_missed(self, exit_: Exited) -> None:
         """A process ended while no supervisor was there: said in the log and in the status, and counted."""
+        if exit_.asked:
+            self._mark(self.name, f"pid {exit_.pid} {_ending(exit_)}, as asked")
+            return
         cause = f"{_ending(exit_)} while no supervisor was running"
         self._mark(self.name, f"pid {exit_.pid} {cause}")
         last = LastExit(cause, exit_.code, _signal_name(exit_.signal), exit_.at)
@@ -128,13 +155,30 @@ class Keeper:
     async def run(self) -> None:
         """Lives until cancelled. Processes outlive it."""
         with self._inbox_send, self._inbox:
-            async with anyio.create_task_group() as self._group:
-                async for happening in self._inbox:
-                    try:
-                        await self._handle(happening)
-                    except ImpossibleStep:
-                        # Our mistake, and one specialist's trouble: the other seventeen are kept on.
-                        logger.exception("%s: an event came that cannot", self.name)
+            try:
+                async with anyio.create_task_group() as self._group:
+                    async for happening in self._inbox:
+                        await self._take(happening)
+            finally:
+                self._end_inbox()
+
+    async def _take(self, happening: Happening) -> None:
+        try:
+            await self._handle(happening)
+        except ImpossibleStep:
+            # Our mistake, and one specialist's trouble: the other seventeen are kept on.
+            logger.exception("%s: an event came that cannot", self.name)
+        finally:
+            if isinstance(happening, Command):
+                happening.taken.set()
+
+    def _end_inbox(self) -> None:
+        """Nobody waits for what is not taken up any more."""
+        self.is_over = True
+        while self._inbox.statistics().current_buffer_used:
+            happening = self._inbox.receive_nowait()
+            if isinstance(happening, Command):
+                happening.taken.set()
 
     async def _handle(self, happening: Happening) -> None:
         match happening:
@@ -149,27 +193,26 @@ class Keeper:
             case Exited():
                 await self._exited(happening)
             case Heard():
-                self._heard(happening)
+                await self._heard(happening)
             case Due():
                 if happening.number == self._pauses and self.state in (State.BACKING_OFF, State.FAILED):
                     await self._launch("its time to be tried again came")
             case Adopted():
-                self._adopt(happening)
+                await self._adopt(happening.process)
 
     # -- what is asked ------------------------------------------------------------------------------------------------------
 
     async def _start(self, cause: str) -> None:
-        was, self.wanted = self.wanted, Wanted.UP
+        was = self.wanted
+        self._want(Wanted.UP)
         self._record = restart.given_another_chance(self._record)
         if was is Wanted.DRAINED and self.pid is not None:
             await self._restart(cause)
         elif self.state not in RUNNING and self.state is not State.STOPPING:
             await self._launch(cause)  # while it is stopping its port is not free: its end starts it again
-        self.registry.note(self.name, wanted=self.wanted.value)
 
     async def _stop(self, cause: str, grace: float | None) -> None:
-        self.wanted = Wanted.DOWN
-        self.registry.note(self.name, wanted=self.wanted.value)
+        self._want(Wanted.DOWN)
         self._end_pause()
         await self.link.release(self.name)
         if self.state in RUNNING:
@@ -178,28 +221,39 @@ class Keeper:
             self._stop_watching()
             await self._end(self.pid, grace)
         elif self.state is State.STOPPING and self.pid is not None and grace is not None:
-            await self._end(self.pid, grace)
+            self._group.start_soon(self._make_sure, self.pid, grace)  # it was asked before, with more patience
         elif self.state in (State.BACKING_OFF, State.FAILED):
             self._step(Event.ABANDONED, cause)
+        if grace is not None:
+            for pid in self.replaced:
+                self._group.start_soon(self._make_sure, pid, grace)
 
     async def _restart(self, cause: str) -> None:
-        self.wanted = Wanted.UP
-        self.registry.note(self.name, wanted=self.wanted.value)
+        self._want(Wanted.UP)
         self._record = restart.given_another_chance(self._record)
         if self.state is State.STOPPING:
             return
         old = self.pid
         # The successor accepts on the same listener before the old one stops: nobody waits.
         await self._launch(cause)
-        if old is not None:
-            await self._end(old, None)
+        if old is not None and old != self.pid:
+            await self._replace(old)
 
     async def _drain(self, cause: str) -> None:
-        if self.state in RUNNING and self.state is not State.DRAINING and self.pid is not None:
-            self.wanted = Wanted.DRAINED
-            self.registry.note(self.name, wanted=self.wanted.value)
-            await self.link.signal(self.pid, signal.SIGUSR1)
-            self._step(Event.DRAIN, cause)
+        if self.state in RUNNING:
+            self._want(Wanted.DRAINED)
+            if self.state in ANSWERING:
+                await self._refuse_new(cause)
+
+    async def _refuse_new(self, cause: str) -> None:
+        """Only for a process that has answered: before that, the signal would end it."""
+        assert self.pid is not None
+        await self.link.signal(self.pid, signal.SIGUSR1)
+        self._step(Event.DRAIN, cause)
+
+    def _want(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.registry.want(self.name, wanted.value)
 
     # -- starting and ending -------------------------------------------------------------------------------------------------
 
@@ -210,16 +264,22 @@ class Keeper:
             await self.link.bind(self.name, self.config.addresses, self.config.port)
             pid = await self.link.fork(self.config)
         except CannotBind as error:
-            await self._blocked(error)
+            if self.pid is None:
+                await self._blocked(error)
+            else:  # no successor is no reason to lose what runs
+                self.registry.note(self.name, last_error=f"no new process could be started: {error}")
+                self._mark(self.name, f"not replaced: no new process could be started: {error}")
             return
         self.pid = pid
+        self._why_killed = None
         self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), last_error=None, remedy=None)
         self._mark(self.name, f"started, pid {pid}: {cause}")
         self._watch(pid)
 
     async def _blocked(self, error: CannotBind) -> None:
-        fact, remedy = await anyio.to_thread.run_sync(describe, self.config.port, self.name)
-        if error.number not in _TAKEN:
+        if error.number == errno.EADDRINUSE:
+            fact, remedy = await anyio.to_thread.run_sync(describe, self.config.port, self.name)
+        else:
             fact, remedy = f"port {self.config.port} cannot be bound: {error}", "see chorus doctor"
         self._record = restart.failed(self._record, time.monotonic(), INBOX, self.settings.period)
         delay = min(BLOCKED_DELAY, restart.next_delay(self._record, random.random()) or restart.FIRST_DELAY)
@@ -228,21 +288,33 @@ class Keeper:
         self._step(Event.BLOCKED, fact, pid=None, uptime=None, last_error=fact, remedy=remedy)
         self._pause(delay)
 
-    def _adopt(self, found: Adopted) -> None:
+    async def _adopt(self, found: Process) -> None:
+        if found.stopping:
+            # It was asked to end, by a stop or a restart; to ask again would cut its answers short.
+            self.replaced.add(found.pid)
+            self._group.start_soon(self._make_sure, found.pid, None)
+            return
         if self.pid is not None:
             # Two of one name: a restart was under way when the last supervisor died. The newer one stays.
-            self._group.start_soon(self._end, self.pid, None)
-        self.wanted = Wanted.DRAINED if found.draining else Wanted.UP
+            await self._replace(self.pid)
+        self._want(Wanted.DRAINED if found.draining else Wanted.UP)
         self.pid = found.pid
         cause = "was running before this supervisor"
-        self._step(Event.FORKED, cause, pid=found.pid, uptime=found.started, wanted=self.wanted.value)
+        self._step(Event.FORKED, cause, pid=found.pid, uptime=found.started)
         if found.draining:
             self._step(Event.DRAIN, cause)
         self._watch(found.pid)
+        if found.fingerprint != fingerprint(self.config):
+            await self._restart("its configuration has changed")
+
+    async def _replace(self, pid: int) -> None:
+        self.replaced.add(pid)
+        await self._end(pid, None)
 
     async def _end(self, pid: int, grace: float | None) -> None:
         """Asks a process to end and sees to it that it does."""
         await self.link.signal(pid, signal.SIGTERM)
+        await self.link.signal(pid, signal.SIGCONT)  # a stopped one does not hear the first
         self._group.start_soon(self._make_sure, pid, grace)
 
     async def _make_sure(self, pid: int, grace: float | None) -> None:
@@ -260,7 +332,9 @@ class Keeper:
     async def _exited(self, exit_: Exited) -> None:
         what = _ending(exit_)
         if exit_.pid != self.pid:
+            self.replaced.discard(exit_.pid)
             self._mark(self.name, f"pid {exit_.pid} {what}; it had been replaced")
+            self.registry.touch()
             return
         self.pid = None
         self._stop_watching()
@@ -282,20 +356,21 @@ class Keeper:
         self._record = restart.failed(record, now, self.settings.intensity, self.settings.period)
         self._mark(self.name, f"pid {exit_.pid} ended: {cause}")
         logger.warning("%s (pid %d) ended: %s", self.name, exit_.pid, cause)
+        is_kept_down = self.policy == "never" or (self.policy == "on_failure" and exit_.code == 0)
         status = self.registry[self.name]
         self._step(
             Event.EXITED,
             cause,
             pid=None,
             uptime=None,
-            restarts=status.restarts + 1,
+            restarts=status.restarts + (not is_kept_down),
             last_exit=LastExit(cause, exit_.code, _signal_name(exit_.signal), exit_.at),
             last_error=cause,
             remedy=f"chorus logs {self.name}",
             **_NOTHING_MEASURED,
         )
-        if self.policy == "never":
-            self._step(Event.GAVE_UP, f"{cause}; restart = never")
+        if is_kept_down:
+            self._step(Event.GAVE_UP, f"{cause}; restart = {self.policy}", remedy=f"chorus start {self.name}")
             self._pause(None)
             return
         delay = restart.next_delay(self._record, random.random())
@@ -333,7 +408,7 @@ class Keeper:
             self._watching.cancel()
             self._watching = None
 
-    def _heard(self, heard: Heard) -> None:
+    async def _heard(self, heard: Heard) -> None:
         if heard.pid != self.pid:
             return
         if isinstance(heard.verdict, Silent):
@@ -343,6 +418,8 @@ class Keeper:
                 self._group.start_soon(self._end_hung, heard.pid, cause)
             return
         self._well(heard.verdict)
+        if self.wanted is Wanted.DRAINED and self.state in ANSWERING:
+            await self._refuse_new("drained before")
 
     def _well(self, verdict: Answering) -> None:
         seen = verdict.health
@@ -370,10 +447,13 @@ class Keeper:
         self._step(event, cause, **fields, last_error=backend.error, remedy=remedy)
 
     async def _end_hung(self, pid: int, cause: str) -> None:
-        """Has a hung process write its stacks, then ends it and its group. The brake keeps load from becoming restarts."""
+        """Has a hung process write its stacks, then ends it and its group. The brake keeps load from becoming restarts:
+        a place in it is free again when the successor answers, and whoever has recovered until then is left alone.
+        """
         async with self._brake:
             if self.pid != pid or self.state is not State.HUNG:
                 return
+            self._stop_watching()  # its end is decided, whatever it says once it is woken
             self._mark(
                 self.name,
                 f"pid {pid} is hung ({cause}): its stacks are in {self.name}.out, then it is killed",
@@ -384,43 +464,45 @@ class Keeper:
             if self.pid == pid:
                 self._why_killed = f"hung: {cause}"
                 await self.link.signal(pid, signal.SIGKILL, group=True)
+            with anyio.move_on_after(health.START_WITHIN):
+                await self.registry.wait_for(lambda: self.state not in _ON_ITS_WAY)
 
     # -- pauses -------------------------------------------------------------------------------------------------------------
 
     def _pause(self, delay: float | None) -> None:
         """Waits before the next try; None waits for an operator. A long wait is not left to the backlog."""
-        self._pauses += 1
+        self._end_pause()
         number = self._pauses
-        self._due_at = time.monotonic() + (delay if delay is not None else restart.RETRY_FAILED_AFTER)
-        if delay is None or delay > STAND_IN_AFTER:
-            self._group.start_soon(self._stand_in)
-        if delay is not None:
+        wait = delay if delay is not None else math.inf
+        self._due_at = time.monotonic() + wait
+        scope = self._pausing = anyio.CancelScope()
 
-            async def wait() -> None:
-                await anyio.sleep(delay)
-                self.tell(Due(number))
+        async def pause() -> None:
+            with scope:
+                async with anyio.create_task_group() as both:
+                    if wait > STAND_IN_AFTER:
+                        both.start_soon(self._stand_in)
+                    await anyio.sleep(wait)
+                    self.tell(Due(number))  # the stand-in goes on until the next process is started
 
-            self._group.start_soon(wait)
+        self._group.start_soon(pause)
 
     def _end_pause(self) -> None:
         self._pauses += 1
-        if self._standing_in is not None:
-            self._standing_in.cancel()
-            self._standing_in = None
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
 
     async def _stand_in(self) -> None:
-        pause = self._pauses
-        listeners = await self.link.lend(self.name)
-        if not listeners or pause != self._pauses:
-            for listener in listeners:
-                listener.close()
-            return
-        with anyio.CancelScope() as self._standing_in:
-            await stand_in(listeners, self.config.ai_id, self._unavailable)
+        with anyio.CancelScope(shield=True):  # or sockets that are on their way would belong to nobody
+            listeners = await self.link.lend(self.name)
+        await stand_in(listeners, self.config.ai_id, self._unavailable)
 
     def _unavailable(self) -> Unavailable:
-        wait = max(0.1, self._due_at - time.monotonic())
         error = self.registry[self.name].last_error or "it is not running"
+        if math.isinf(self._due_at):
+            return Unavailable(f"{self.name} is not running: {error}; chorus start {self.name}")
+        wait = max(0.1, self._due_at - time.monotonic())
         sentence = f"{self.name} is not running: {error}; try again in {wait:.0f} s, or see chorus status"
         return Unavailable(sentence, retry_after=round(wait, 1))
 
@@ -432,8 +514,8 @@ class Keeper:
         return self.state
 
 
+_ON_ITS_WAY = frozenset({State.HUNG, State.BACKING_OFF, State.STARTING})
 _NOTHING_MEASURED = {"in_flight": 0, "queued": 0, "rss_bytes": None}
-_TAKEN = (errno.EADDRINUSE,)
 
 
 def _ending(exit_: Exited) -> str:

@@ -124,7 +124,7 @@ class Registry:
         try:
             yield watcher
         finally:
-            watcher.stop()
+            watcher.close()
             self._watchers.remove(watcher)
 
     def snapshot(self) -> Snapshot:
@@ -179,6 +179,10 @@ class Watcher:
     def stop(self) -> None:
         """Nothing more is told; what was told is still read."""
         self._send.close()
+
+    def close(self) -> None:
+        self._send.close()
+        self._receive.close()
 
     async def changes(self) -> AsyncIterator[Snapshot | Transition | Gap]:
         """A snapshot, then every change, until stopped."""

@@ -16,6 +16,7 @@ from protocol.messages import RequestId
 
 FIRST_LINE_WITHIN = 1.0  # seconds; then the answer goes out whatever was asked
 LAST_WORDS = 0.5  # seconds for the caller to read it before the connection is closed for good
+RETRY_ACCEPT_AFTER = 0.1
 MOST = 256  # connections at a time; the rest wait in the backlog
 _HTTP = re.compile(rb"^[A-Z]+ \S+ HTTP/")
 
@@ -25,39 +26,43 @@ class _Head(msgspec.Struct):
 
 
 async def stand_in(listeners: list[socket.socket], ai_id: str, say: Callable[[], Unavailable]) -> None:
-    """Answers everybody who connects with `say()`, until cancelled. Closes the listeners."""
+    """Answers everybody who connects with `say()`, until cancelled. Closes the listeners at once then.
+
+    Whoever had been accepted is still answered, so it may return up to FIRST_LINE_WITHIN and LAST_WORDS later.
+    """
     places = asyncio.Semaphore(MOST)
 
     async def accept(listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
-        while True:
-            await places.acquire()
-            try:
-                caller, _ = await loop.sock_accept(listener)
-            except OSError:
-                # Out of descriptors, or aborted before it was accepted: the next one may go well.
-                places.release()
-                await anyio.sleep(0.1)
-                continue
-            answering.start_soon(answer, caller)
+        with listener:
+            listener.setblocking(False)
+            while True:
+                await places.acquire()
+                try:
+                    # Not sock_accept: when that is cancelled, it may have accepted somebody who is then dropped.
+                    await anyio.wait_readable(listener)
+                    caller, _ = listener.accept()
+                except BlockingIOError:
+                    places.release()  # the specialist itself, just started, was faster
+                    continue
+                except OSError:
+                    # Out of descriptors, or aborted before it was accepted: the next one may go well.
+                    places.release()
+                    await anyio.sleep(RETRY_ACCEPT_AFTER)
+                    continue
+                answering.start_soon(answer, caller)
 
     async def answer(caller: socket.socket) -> None:
         try:
-            with caller:
+            with caller, anyio.move_on_after(FIRST_LINE_WITHIN + LAST_WORDS, shield=True):
                 await _answer(caller, ai_id, say())
         except OSError:
             pass  # gone before it was told
         finally:
             places.release()
 
-    try:
-        async with anyio.create_task_group() as answering:
-            for listener in listeners:
-                answering.start_soon(accept, listener)
-    finally:
+    async with anyio.create_task_group() as answering:
         for listener in listeners:
-            listener.close()
+            answering.start_soon(accept, listener)
 
 
 async def _answer(caller: socket.socket, ai_id: str, error: Unavailable) -> None:

@@ -12,14 +12,10 @@ import anyio
 import psutil
 
 from protocol.control import SpecialistStatus
+from supervisor.fleet.calls import title
 
 LOOK_EVERY = 0.02  # seconds; they are nobody's children here, so there is no exit to be told of
 KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
-
-
-def title(name: str, port: int) -> str:
-    """What ps shows of a specialist."""
-    return f"chorus: {name} [{port}]"
 
 
 def find(specialists: list[SpecialistStatus]) -> list[psutil.Process]:
@@ -59,7 +55,7 @@ def send(processes: list[psutil.Process], number: int) -> None:
 
 
 async def _gone(processes: list[psutil.Process]) -> None:
-    while any(_lives(process) for process in processes):
+    while any(_lives(process) for process in processes):  # noqa: ASYNC110 - there is no event
         await anyio.sleep(LOOK_EVERY)
 
 

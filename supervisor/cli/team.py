@@ -1,0 +1,158 @@
+"""`chorus team`: everybody at once, live."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli import look
+from supervisor.cli.ask import MarksTheText, question_of, split_words
+from supervisor.cli.context import invocation, settings_of
+from supervisor.cli.exits import Exit, Failure, not_running
+from supervisor.config import Loaded
+
+if TYPE_CHECKING:
+    from supervisor.cli.whom import Colleagues, Place
+    from supervisor.team.events import Entry
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+
+@click.command("team", cls=MarksTheText)
+@click.argument("words", nargs=-1, metavar="TEXT...", type=click.UNPROCESSED)
+@click.option("--only", metavar="A,B", help="Ask these only.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds one of them may be silent.")
+@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
+@click.option("--synthesize", metavar="NAME", help="Let this one make one answer of all of them, afterwards.")
+@click.option("--view", type=click.Choice(["auto", "columns", "lines", "blocks"]), default="auto")
+@click.option(
+    "--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Keep it; .jsonl: events."
+)
+@click.option("--no-stdin", is_flag=True, help="Do not look at standard input.")
+@click.option("--json", "as_json", is_flag=True, help="Every event as a line; the last one is `finished`.")
+@click.pass_context
+def team_command(
+    ctx: click.Context,
+    words: tuple[str, ...],
+    only: str | None,
+    timeout: float | None,
+    deadline: float | None,
+    synthesize: str | None,
+    view: str,
+    save: Path | None,
+    no_stdin: bool,
+    as_json: bool,
+) -> int:
+    """Ask everybody who is there at the same moment."""
+    import anyio
+
+    from supervisor.cli.saved import Saved
+    from supervisor.cli.teamchat import TeamChat
+    from supervisor.team.chat import TeamQuestion
+
+    loaded = settings_of(ctx)
+    chosen = [word.strip() for word in only.split(",") if word.strip()] if only is not None else None
+    anyio.run(_check, loaded, chosen, synthesize)  # before anybody types a long question into nowhere
+    text, from_stdin = split_words(words)
+    content = question_of(None, text, from_stdin=from_stdin, no_stdin=no_stdin, example="chorus team")
+    question = TeamQuestion(content=content, timeout=timeout, deadline=deadline)
+    saved = Saved(save) if save else None
+
+    async def run() -> int:
+        from supervisor.cli.whom import colleagues
+
+        everybody = await colleagues(loaded)
+        places, absent = await _members(everybody, chosen)
+        chat = TeamChat(
+            everybody,
+            places,
+            absent,
+            question,
+            view="json" if as_json else _view(view, len(places) + len(absent)),
+            over_ssh="SSH_CONNECTION" in invocation(ctx).environ,
+            saved=saved,
+            saved_as_json=save is not None and save.suffix in JSON_SUFFIXES,
+        )
+        return await chat.run(synthesize)
+
+    return anyio.run(run)
+
+
+async def _check(loaded: Loaded, only: list[str] | None, synthesize: str | None) -> None:
+    """Failure (exit 4) for a name that nobody has."""
+    from supervisor.cli.whom import colleagues
+
+    if only is None and synthesize is None:
+        return
+    if only == []:
+        raise Failure("--only names nobody", Exit.USAGE)
+    everybody = await colleagues(loaded)
+    for name in [*(only or []), *([synthesize] if synthesize else [])]:
+        everybody.named(name)
+
+
+async def _members(everybody: Colleagues, only: list[str] | None) -> tuple[list[Place], list[Entry]]:
+    """Whom to ask, and an entry for each that should be there and is not. Failure where nobody is there at all."""
+    from supervisor.cli.whom import ANSWERING
+
+    names = list(dict.fromkeys(everybody.named(name) for name in only)) if only is not None else everybody.roster
+    if everybody.report is None:
+        from supervisor.cli.stream import tell
+
+        places = await everybody.alone(names)
+        if not places:
+            raise not_running()
+        tell("the supervisor is not running; asking those who answer on their ports  do: chorus up")
+        there = {place.name for place in places}
+        return places, [_absent(everybody, name) for name in names if name not in there and only is not None]
+    places, absent = [], []
+    for name in names:
+        status = everybody.status(name)
+        if status is not None and status.state in ANSWERING:
+            places.append(everybody.place(name))
+        elif only is not None or (status is not None and status.wanted == "up"):
+            absent.append(_absent(everybody, name))
+    if not places and not absent:
+        raise not_running("no specialist is running")
+    return places, absent
+
+
+def _absent(everybody: Colleagues, name: str) -> Entry:
+    import time
+
+    from protocol import names
+    from supervisor.team.events import Entry, Trouble
+
+    failure = everybody.unreachable(name)
+    sentence = failure.sentence + (f"  do: {failure.remedy}" if failure.remedy else "")
+    return Entry(
+        name=name,
+        specialist_id=names.specialist_id(name),
+        socket_id=names.ai_id(name),
+        content="",
+        timestamp=time.time(),
+        elapsed=0.0,
+        error=Trouble("unavailable", sentence),
+    )
+
+
+def _view(asked_for: str, count: int) -> str:
+    """The view for this screen: columns where they can be read, else lines; whole answers where nobody looks."""
+    from supervisor.cli.views import columns_fit
+
+    if asked_for != "auto" and (asked_for != "columns" or sys.stdout.isatty()):
+        return asked_for
+    if not sys.stdout.isatty() or asked_for == "columns":
+        return "blocks"
+    size = shutil.get_terminal_size()
+    dumb = not look.wants_colour(sys.stdout) and _is_dumb()
+    return "columns" if columns_fit(count, size.columns, size.lines) and not dumb else "lines"
+
+
+def _is_dumb() -> bool:
+    environ: Any = invocation(click.get_current_context()).environ
+    return bool(environ.get("TERM") in (None, "", "dumb"))

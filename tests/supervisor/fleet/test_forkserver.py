@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from keeping import fork_server, specialist, wait_gone
+from team import free_port
+
+from protocol.framing import LineBuffer
+from protocol.settings import SpecialistConfig
+from supervisor.fleet import calls
+from supervisor.fleet.calls import Answered, Exited, Living
+
+
+class Supervisor:
+    """One connection to a fork server, as a supervisor has it, in the order in which things come."""
+
+    def __init__(self, path: Path) -> None:
+        self.link = socket.socket(socket.AF_UNIX)
+        self.link.settimeout(10)
+        self.link.connect(os.fspath(path))
+        self._lines = LineBuffer(None)
+        self._number = 0
+        self.exits: list[Exited] = []
+        living = self.read()
+        assert isinstance(living, Living)
+        self.living = living
+
+    def read(self) -> calls.AnyReport:
+        while (line := self._lines.next_line()) is None:
+            data = self.link.recv(65536)
+            assert data, "the fork server hung up"
+            self._lines.feed(data)
+        return calls.decode_report(line)
+
+    def answered(self) -> Answered:
+        while not isinstance(report := self.read(), Answered):
+            assert isinstance(report, Exited)
+            self.exits.append(report)
+        return report
+
+    def exit_of(self, pid: int) -> Exited:
+        while not (found := [one for one in self.exits if one.pid == pid]):
+            report = self.read()
+            assert isinstance(report, Exited)
+            self.exits.append(report)
+        return found[0]
+
+    def call(self, call: calls.AnyCall) -> Answered:
+        self.link.sendall(calls.line(call))
+        answer = self.answered()
+        assert answer.number == call.number
+        return answer
+
+    def next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def bind(self, config: SpecialistConfig) -> Answered:
+        return self.call(calls.Bind(number=self.next(), name=config.name, addresses=config.addresses, port=config.port))
+
+    def start(self, config: SpecialistConfig) -> int:
+        assert self.bind(config).error is None
+        pid = self.call(calls.Fork(number=self.next(), config=config)).pid
+        assert pid is not None
+        return pid
+
+    def signal(self, pid: int, number: int, *, group: bool = False) -> Answered:
+        return self.call(calls.Signal(number=self.next(), pid=pid, signal=number, group=group))
+
+    def ended(self) -> bool:
+        """Reads to the end of the connection."""
+        while self.link.recv(65536):
+            pass
+        return True
+
+
+@contextmanager
+def supervisor(path: Path) -> Iterator[Supervisor]:
+    one = Supervisor(path)
+    with one.link:
+        yield one
+
+
+def answers(port: int) -> bool:
+    """Whether somebody answers a ping there; waits for as long as it takes."""
+    with socket.create_connection(("127.0.0.1", port), 10) as stream:
+        stream.sendall(b'{"type":"ping","close":true}\n')
+        return b'"pong"' in stream.recv(65536)
+
+
+def test_a_specialist_answers_on_the_port_that_was_bound_for_it(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(config)
+        assert answers(config.port)
+        assert psutil.Process(pid).cmdline()[0] == f"chorus: apollo [{config.port}]"
+
+
+def test_a_specialist_leads_a_session_of_its_own(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(config)
+        assert answers(config.port)
+        assert os.getsid(pid) == pid == os.getpgid(pid)
+
+
+def test_a_child_has_its_own_listener_and_nothing_else_of_ours(tmp_path: Path) -> None:
+    apollo, athena = specialist(tmp_path), specialist(tmp_path, "athena")
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.start(apollo)
+        pid = ours.start(athena)
+        assert answers(athena.port)
+        process = psutil.Process(pid)
+        listening = [one.laddr.port for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+        inherited = [one for one in process.net_connections("unix") if str(path) in str(one.laddr)]
+    assert listening == [athena.port]
+    assert inherited == []
+
+
+def test_a_taken_port_is_refused_with_its_errno(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        config = specialist(tmp_path, port=stranger.getsockname()[1])
+        with fork_server(tmp_path) as path, supervisor(path) as ours:
+            assert ours.bind(config).errno == errno.EADDRINUSE
+
+
+def test_a_port_that_is_held_is_bound_once(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        assert ours.bind(config).error is None
+        assert ours.bind(config).error is None
+
+
+def test_another_port_of_the_name_lets_go_of_the_first(tmp_path: Path) -> None:
+    before, after = specialist(tmp_path), specialist(tmp_path, port=free_port())
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.bind(before)
+        ours.start(after)
+        assert answers(after.port)
+        with pytest.raises(ConnectionRefusedError):
+            answers(before.port)
+
+
+def test_a_released_port_refuses(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.bind(config)
+        ours.call(calls.Release(number=ours.next(), name=config.name))
+        with pytest.raises(ConnectionRefusedError):
+            answers(config.port)
+
+
+def test_a_fork_without_a_port_is_refused(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        answer = ours.call(calls.Fork(number=ours.next(), config=specialist(tmp_path)))
+        assert answer.error == "the port of apollo is not bound"
+
+
+@pytest.mark.parametrize(
+    ("role", "code", "number"),
+    [
+        ("import os; os._exit(0)", 0, None),
+        ("import os; os._exit(3)", 3, None),
+        ("raise RuntimeError('broken')", 1, None),
+        ("import os; os.kill(os.getpid(), 9)", None, 9),
+    ],
+)
+def test_an_exit_comes_with_its_code_or_signal(tmp_path: Path, role: str, code: int | None, number: int | None) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(specialist(tmp_path, role=role))
+        exit_ = ours.exit_of(pid)
+    assert (exit_.name, exit_.code, exit_.signal, exit_.asked) == ("apollo", code, number, False)
+
+
+def test_what_a_crash_says_is_in_the_raw_output(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.exit_of(ours.start(specialist(tmp_path, role="raise RuntimeError('broken')")))
+    assert "RuntimeError: broken" in (tmp_path / "logs" / "apollo.out").read_text()
+
+
+def test_an_end_that_was_asked_for_says_so(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(config)
+        assert answers(config.port)
+        ours.signal(pid, signal.SIGTERM)
+        exit_ = ours.exit_of(pid)
+    assert (exit_.code, exit_.asked) == (0, True)
+
+
+def test_a_process_that_is_not_ours_is_not_signalled(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        assert ours.signal(os.getpid(), signal.SIGTERM).errno == errno.ESRCH
+
+
+def test_the_next_supervisor_is_told_what_lives_and_how(tmp_path: Path) -> None:
+    apollo, athena = specialist(tmp_path), specialist(tmp_path, "athena")
+    with fork_server(tmp_path) as path:
+        with supervisor(path) as first:
+            ours = {first.start(apollo): apollo, first.start(athena): athena}
+            assert answers(apollo.port)
+            assert answers(athena.port)
+            for pid, config in ours.items():
+                first.signal(pid, signal.SIGUSR1 if config is athena else 0)
+        with supervisor(path) as second:
+            living = {one.pid: one for one in second.living.processes}
+            assert second.living.held == ["apollo", "athena"]
+    assert {pid: one.name for pid, one in living.items()} == {pid: config.name for pid, config in ours.items()}
+    assert all(living[pid].fingerprint == calls.fingerprint(config) for pid, config in ours.items())
+    assert [one.draining for one in living.values()] == [False, True]
+
+
+def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path:
+        with supervisor(path) as first:
+            pid = first.start(specialist(tmp_path, role="import time, os; input_ = os.read(0, 1); time.sleep(60)"))
+        os.kill(pid, signal.SIGKILL)
+        wait_gone(pid)
+        for _ in range(2):  # whoever only looks whether it runs has not been told anything
+            with supervisor(path) as looking:
+                assert [one.pid for one in looking.living.exits] == [pid]
+        with supervisor(path) as second:
+            second.bind(specialist(tmp_path))
+        with supervisor(path) as third:
+            assert third.living.exits == []
+
+
+def test_a_new_supervisor_supersedes_the_old_one(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as old, supervisor(path) as new:
+        assert old.ended()
+        assert new.bind(specialist(tmp_path)).error is None
+
+
+def test_a_call_that_cannot_be_read_ends_that_connection_only(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path:
+        with supervisor(path) as ours:
+            pid = ours.start(config)
+            ours.link.sendall(b'{"call":"from_the_future"}\n')
+            assert ours.ended()
+        with supervisor(path) as next_one:
+            assert [one.pid for one in next_one.living.processes] == [pid]
+        assert answers(config.port)
+
+
+def test_lent_listeners_accept_for_the_borrower(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.bind(config)
+        ours.link.sendall(calls.line(calls.Lend(number=9, name=config.name)))
+        data, fds, _flags, _address = socket.recv_fds(ours.link, 65536, 8)
+        answer = calls.decode_report(data.strip())
+        assert isinstance(answer, Answered)
+        assert answer.listeners == len(fds) == 1
+        with socket.socket(fileno=fds[0]) as lent, socket.create_connection(("127.0.0.1", config.port)):
+            lent.accept()[0].close()
+
+
+def test_nothing_is_lent_of_a_port_that_is_not_held(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        assert ours.call(calls.Lend(number=1, name="apollo")).listeners == 0
+
+
+def test_what_a_specialist_started_goes_with_it(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    role = f"import subprocess; open({str(started)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
+    config = specialist(tmp_path, role=role)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(config)
+        assert answers(config.port)
+        grandchild = int(started.read_text())
+        os.kill(pid, signal.SIGKILL)
+        ours.exit_of(pid)
+        wait_gone(grandchild)
+
+
+def test_term_ends_it_with_all_its_processes_even_stopped_ones(tmp_path: Path) -> None:
+    configs = [specialist(tmp_path, name) for name in ("apollo", "athena")]
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pids = [ours.start(config) for config in configs]
+        assert all(answers(config.port) for config in configs)
+        os.kill(pids[0], signal.SIGSTOP)
+        os.kill(ours.living.pid, signal.SIGTERM)
+        assert ours.ended()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_one_that_ignores_term_is_killed_when_its_grace_is_over(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    role = f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(600)"
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        pid = ours.start(specialist(tmp_path, role=role, grace=0.1))
+        deadline = time.monotonic() + 10
+        while not ready.exists():
+            assert time.monotonic() < deadline
+        os.kill(ours.living.pid, signal.SIGTERM)
+        assert ours.ended()
+        assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("stop_without_supervisor", [False, True])
+def test_what_becomes_of_a_team_without_a_supervisor_is_a_policy(tmp_path: Path, stop_without_supervisor: bool) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path:
+        with supervisor(path) as ours:
+            pid = ours.start(config)
+            assert answers(config.port)
+            ours.call(calls.Policy(number=ours.next(), stop_without_supervisor=stop_without_supervisor))
+            server = ours.living.pid
+        if stop_without_supervisor:
+            wait_gone(server)
+            assert not psutil.pid_exists(pid)
+        else:
+            assert answers(config.port)
+
+
+def test_fifty_restarts_leak_no_descriptor_and_leave_no_zombie(tmp_path: Path) -> None:
+    config = specialist(tmp_path, role="import os; os._exit(0)")
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.exit_of(ours.start(config))
+        server = psutil.Process(ours.living.pid)
+        before = server.num_fds()
+        for _ in range(50):
+            ours.exit_of(ours.start(config))
+        assert server.num_fds() == before
+        assert server.children() == []

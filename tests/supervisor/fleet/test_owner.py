@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+import socket
+
+from team import free_port
+
+from supervisor.fleet.owner import describe, owner_of
+
+
+def test_a_free_port_has_no_owner() -> None:
+    assert owner_of(free_port()) is None
+
+
+def test_a_listener_is_named_with_pid_command_and_age() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        owner = owner_of(listener.getsockname()[1])
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    assert "py" in owner.command
+    assert owner.age is not None
+    assert owner.age > 0
+    assert owner.listening
+
+
+def test_the_outgoing_end_of_a_connection_is_told_from_a_listener() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as outgoing,
+    ):
+        port = outgoing.getsockname()[1]
+        owner = owner_of(port)
+        fact, remedy = describe(port, "apollo")
+    assert owner is not None
+    assert not owner.listening
+    assert fact.startswith(f"port {port} is the outgoing end of a connection of pid {os.getpid()} (")
+    assert f"ip_local_reserved_ports={port}" in remedy
+
+
+def test_a_held_port_comes_with_a_remedy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        fact, remedy = describe(port, "apollo")
+    assert fact.startswith(f"port {port} is held by pid {os.getpid()} (")
+    assert fact.endswith(" old")
+    assert remedy == f"kill {os.getpid()}, or set specialists.apollo.port"
+
+
+def test_a_port_whose_owner_is_not_seen_is_still_in_use() -> None:
+    port = free_port()
+    assert describe(port, "apollo") == (f"port {port} is in use", "wait, or set specialists.apollo.port")
