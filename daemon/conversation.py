@@ -184,6 +184,9 @@ class Conversation(asyncio.Protocol):
 
     # -- for the server and the ledger ------------------------------------------------------------------------------------
 
+    def held(self) -> int:
+        return self.unsent() + self.requests.growing
+
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size()
 
@@ -309,6 +312,7 @@ class Conversation(asyncio.Protocol):
         except BadLine as bad:
             unparsed = isinstance(bad.reason, BadJson)
             self._first(Kind.PLAIN if unparsed else _kind_of(line, bad.request_id))
+            self._close_wanted = self._close_wanted or bad.close
             self.requests.refuse_in_order(bad.reason, bad.request_id)
             self._hold_flood()
             return

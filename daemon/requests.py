@@ -84,6 +84,11 @@ class Requests:
     def under_way(self) -> bool:
         return bool(self._running or self._queue)
 
+    @property
+    def growing(self) -> int:
+        """Bytes of the answers that are under way."""
+        return sum(running.answer.size for running in self._running if running.answer is not None)
+
     def start(self, request: AnyRequest) -> None:
         """Takes a JSON request, or refuses it."""
         if self._is_full(request.request_id):

@@ -1,8 +1,8 @@
 """Answers that their readers do not read: how long we wait for them, and how much all of them may hold.
 
-A model server is always read at full speed, so what a slow client has not taken waits in its connection's write buffer.
-Whoever takes nothing for `write_timeout` is cut off; and when all buffers of the process together pass
-`max_buffered_bytes`, the reader that has been stuck longest goes first.
+A model server is always read at full speed, so what a slow client has not taken waits in its connection's write buffer,
+beside the text of the answer itself, which is kept until its end. Whoever takes nothing for `write_timeout` is cut off; and
+when what is held for slow readers passes `max_buffered_bytes`, the one that has been stuck longest goes first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class Reader(Protocol):
 
     def unsent(self) -> int:
         """Bytes written to it that the kernel has not taken."""
+
+    def held(self) -> int:
+        """Bytes of memory that it costs: what is unsent, and the text of its answers under way."""
 
     def written(self) -> int:
         """Bytes written to it in all."""
@@ -37,14 +40,14 @@ class Ledger:
         self._timer: asyncio.TimerHandle | None = None
 
     def total(self) -> int:
-        """Bytes that wait for slow readers."""
-        return sum(reader.unsent() for reader in self._slow)
+        """Bytes that are held for slow readers."""
+        return sum(reader.held() for reader in self._slow)
 
     def slow(self, reader: Reader) -> None:
         """This reader's socket is full."""
         loop = asyncio.get_running_loop()
         self._slow[reader] = (loop.time(), reader.written() - reader.unsent())
-        self._estimate += reader.unsent()
+        self._estimate += reader.held()
         if self._timer is None:
             self._timer = loop.call_later(CHECK_EVERY, self._check)
 
@@ -57,17 +60,18 @@ class Ledger:
 
     def wrote(self, count: int) -> None:
         """A slow reader was given `count` more bytes to hold."""
-        self._estimate += count
+        self._estimate += 2 * count  # once unsent, and at most once more in the text of its answer
         if self._estimate > self.max_buffered_bytes:
             self._make_room()
 
     def _make_room(self) -> None:
         self._estimate = self.total()
-        for reader in sorted(self._slow, key=lambda one: (self._slow[one][0], -one.unsent())):
+        for reader in sorted(self._slow, key=lambda one: (self._slow[one][0], -one.held())):
             if self._estimate <= self.max_buffered_bytes:
                 return
-            self._estimate -= reader.unsent()
-            reader.cut_off("all unsent answers together are over max_buffered_bytes, and this reader was stuck longest")
+            self._estimate -= reader.held()
+            del self._slow[reader]
+            reader.cut_off("what is held for slow readers is over max_buffered_bytes, and this one was stuck longest")
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()

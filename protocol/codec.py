@@ -41,15 +41,17 @@ class _Head(msgspec.Struct):
     request_id: Any = None
     content: msgspec.Raw = _ABSENT
     message: msgspec.Raw = _ABSENT
+    close: Any = False
 
 
 class BadLine(ProtocolError):
-    """A request that could not be decoded: the reason, and the request_id where there was one to be read."""
+    """A request that could not be decoded: the reason, and its request_id and its `close` where they could be read."""
 
-    def __init__(self, reason: ProtocolError, request_id: RequestId | None = None) -> None:
+    def __init__(self, reason: ProtocolError, request_id: RequestId | None = None, *, close: bool = False) -> None:
         super().__init__(reason.sentence)
         self.reason = reason
         self.request_id = request_id
+        self.close = close
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -119,21 +121,11 @@ def decode_request(line: bytes) -> AnyRequest:
     except ProtocolError as error:
         raise BadLine(error) from None
 
-    request_id = head.request_id if type(head.request_id) in (str, int) else None
-
-    kind = head.type
-    if kind is msgspec.UNSET:
-        if head.content is _ABSENT and head.message is _ABSENT:
-            reason = BadRequest('a request needs "type", or "content" with the text to answer')
-            raise BadLine(reason, request_id)
-        kind = "chat"
-    if not isinstance(kind, str):
-        raise BadLine(BadRequest(f"type: expected a string, one of {', '.join(REQUEST_TYPES)}"), request_id)
-    decode = _decoders.get(kind)
-    if decode is None:
-        raise BadLine(UnknownType(_unknown_type(kind)), request_id)
-
     try:
+        kind = _kind(head)
+        decode = _decoders.get(kind)
+        if decode is None:
+            raise UnknownType(_unknown_type(kind))
         # A missing type is what the decoder of a tagged Struct takes for its own.
         request = parse_json(decode, line)
         if isinstance(request, Chat):
@@ -143,8 +135,19 @@ def decode_request(line: bytes) -> AnyRequest:
         if isinstance(request, messages.Cancel) and request.target is None:
             raise BadRequest("target: missing; name the request_id to cancel")
     except ProtocolError as error:
-        raise BadLine(error, request_id) from None
+        request_id = head.request_id if type(head.request_id) in (str, int) else None
+        raise BadLine(error, request_id, close=head.close is True) from None
     return request
+
+
+def _kind(head: _Head) -> str:
+    if head.type is msgspec.UNSET:
+        if head.content is _ABSENT and head.message is _ABSENT:
+            raise BadRequest('a request needs "type", or "content" with the text to answer')
+        return "chat"
+    if not isinstance(head.type, str):
+        raise BadRequest(f"type: expected a string, one of {', '.join(REQUEST_TYPES)}")
+    return head.type
 
 
 def is_typed(line: bytes) -> bool:

@@ -53,8 +53,8 @@ launch(Path(sys.argv[1]), Path(sys.argv[2]))
 
 # Holds the interpreter for ever, and its lock: this match takes 2**40 steps inside one C function.
 SPIN_ON_WINCH = """
-import re, signal
-signal.signal(signal.SIGWINCH, lambda *_: re.match('(a+)+$', 'a' * 40 + 'b'))
+import signal
+signal.signal(signal.SIGWINCH, lambda *_: __import__('re').match('(a+)+$', 'a' * 40 + 'b'))
 """
 
 

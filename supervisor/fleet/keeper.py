@@ -494,8 +494,7 @@ class Keeper:
             self._pausing = None
 
     async def _stand_in(self) -> None:
-        with anyio.CancelScope(shield=True):  # or sockets that are on their way would belong to nobody
-            listeners = await self.link.lend(self.name)
+        listeners = await self.link.lend(self.name)
         await stand_in(listeners, self.config.ai_id, self._unavailable)
 
     def _unavailable(self) -> Unavailable:

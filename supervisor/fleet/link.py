@@ -33,6 +33,20 @@ class _Pending:
         self.answered = anyio.Event()
         self.answer: Answered | None = None
         self.sockets: list[socket.socket] = []
+        self._is_abandoned = False
+
+    def take(self, answer: Answered, sockets: list[socket.socket]) -> None:
+        self.answer = answer
+        self.sockets = sockets
+        self.answered.set()
+        if self._is_abandoned:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody waits any more: closes what came, or what is still to come."""
+        self._is_abandoned = True
+        for one in self.sockets:
+            one.close()
 
 
 class Link:
@@ -117,10 +131,8 @@ class Link:
         if isinstance(report, Exited):
             self._on_exit(report)
             return
-        pending = self._pending.pop(report.number)
-        pending.answer = report
-        pending.sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(report.listeners)]
-        pending.answered.set()
+        sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(report.listeners)]
+        self._pending.pop(report.number).take(report, sockets)
 
     async def _call(self, make: Callable[[int], calls.AnyCall]) -> _Pending:
         number = next(self._numbers)
@@ -129,8 +141,12 @@ class Link:
             await self._stream.send(calls.line(make(number)))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.lost.set()
-        if not self.lost.is_set():
-            await pending.answered.wait()
+        try:
+            if not self.lost.is_set():
+                await pending.answered.wait()
+        except BaseException:
+            pending.abandon()  # its answer still comes, perhaps with sockets
+            raise
         if pending.answer is None:
             raise ForkServerLost(GONE)
         if pending.answer.error is not None:

@@ -204,3 +204,11 @@ async def test_a_reader_that_closed_with_an_answer_unread_is_forgotten(tmp_path:
             for _ in range(20):
                 await ask_and_leave(await served.connect())
             await until(lambda: not served.server._conversations and not served.specialist.in_flight)
+
+
+async def test_a_refused_request_that_asks_for_it_is_the_last(tmp_path: Path, no_patience: None) -> None:
+    async with serving(ScriptedBackend("x"), tmp_path) as served:
+        client = await served.connect()
+        client.send({"type": "chat", "content": 42, "close": True})
+        with anyio.fail_after(5):
+            assert (await client.rest()).count(b"\n") == 1

@@ -210,7 +210,7 @@ async def until_clients(one: Child, count: int) -> None:
 
 
 async def test_two_hundred_clients_that_never_read_leave_memory_bounded_and_neighbours_alive(tmp_path: Path) -> None:
-    async with child(tmp_path, "spew", max_buffered_bytes=32 * MEGABYTE, max_reply_bytes=MEGABYTE) as one:
+    async with child(tmp_path, "spew", max_buffered_bytes=32 * MEGABYTE, max_reply_bytes=8 * MEGABYTE) as one:
         neighbour = await one.connect()
         most = 0
         with anyio.fail_after(30):
@@ -228,7 +228,7 @@ async def test_two_hundred_clients_that_never_read_leave_memory_bounded_and_neig
                 grown = one.rss - before
     print(f"grown by {grown / MEGABYTE:.0f} MiB, {most / MEGABYTE:.0f} MiB unsent")
     assert most <= 32 * MEGABYTE
-    assert grown < 600 * MEGABYTE  # what 200 answers of a megabyte are while they grow, and are stored
+    assert grown < 500 * MEGABYTE  # the answers alone would be 1600; those cut off wait a moment to be stored
 
 
 async def test_a_process_that_was_not_asked_anything_can_be_ended(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class Stuck:
     def unsent(self) -> int:
         return 0 if self.reason else self.given - self.taken
 
+    def held(self) -> int:
+        return self.unsent()
+
     def written(self) -> int:
         return self.given
 
@@ -188,3 +191,14 @@ async def test_a_reader_at_a_walk_is_not_cut_off(tmp_path: Path, monkeypatch: py
                 client.socket._sock.recv(8192)
                 await until(lambda at=next_read: loop.time() > at)  # type: ignore[misc]
         assert served.server._conversations
+
+
+async def test_the_text_of_an_unread_answer_counts_beside_its_unsent_bytes() -> None:
+    class Growing(Stuck):
+        def held(self) -> int:
+            return 2 * self.unsent()
+
+    ledger, reader = Ledger(60, 150), Growing(given=100)
+    ledger.slow(reader)
+    ledger.wrote(1)
+    assert "max_buffered_bytes" in reader.reason

@@ -438,3 +438,9 @@ def test_nothing_but_a_bad_line_escapes() -> None:
         seen[outcome] = seen.get(outcome, 0) + 1
     assert set(seen) == {"read", "bad_json", "bad_request", "unknown_type"}
     assert min(seen.values()) > 100, seen
+
+
+def test_a_request_that_is_refused_may_still_ask_for_the_connection_to_be_closed() -> None:
+    with pytest.raises(BadLine) as refused:
+        decode_request(b'{"type": "chat", "content": 42, "close": true}')
+    assert refused.value.close
