@@ -14,12 +14,12 @@ from pathlib import Path
 import anyio
 import anyio.abc
 import msgspec
-import psutil
 
 from daemon.answer import Answer, Listener, shortened, size_of
 from daemon.backends import Backend, Finish, Piece, Prompt, Step, Waiting
 from daemon.prompt import TokenRatio, fitting, user_turn
 from daemon.sessions import Said, Sessions
+from daemon.vitals import Lag, resident_bytes
 from protocol import __version__
 from protocol.codec import read_context
 from protocol.errors import BadRequest, DeadlinePassed, Draining, EmptyAnswer, ProtocolError
@@ -43,7 +43,6 @@ from protocol.settings import SpecialistConfig
 
 logger = logging.getLogger("chorus.daemon")
 
-LAG_PERIOD = 1.0  # how often the event loop's lateness is measured, in seconds
 SMALLEST_PROMPT_SHARE = 0.5  # of the context: an answer may not reserve more than the rest
 
 
@@ -67,17 +66,16 @@ class Specialist:
         self._last = Finish(done_reason="stop")
         self._first_token_ms: float | None = None
         self._ratio = TokenRatio()
-        self._process = psutil.Process()
         self._born = time.monotonic()
-        self._lag = 0.0
+        self._lag = Lag()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Watches the model server and the event loop until cancelled."""
-        async with anyio.create_task_group() as watching:
-            watching.start_soon(self._measure_lag)
-            await watching.start(self.backend.run)
-            task_status.started()
-        raise AssertionError("a backend does not stop watching")
+        self._lag.start()
+        try:
+            await self.backend.run(task_status=task_status)
+        finally:
+            self._lag.stop()
 
     def begin(self, chat: Chat, session_id: str | None = None, *, earlier: bool = False, asked: float) -> Answer:
         """An answer to be, or BadRequest or Draining at once.
@@ -168,8 +166,8 @@ class Specialist:
             queued=self.queued,
             backend=backend,
             uptime=round(time.monotonic() - self._born, 3),
-            rss_bytes=self._process.memory_info().rss,
-            loop_lag_ms=round(self._lag * 1000, 3),
+            rss_bytes=resident_bytes(),
+            loop_lag_ms=round(self._lag.seconds * 1000, 3),
             answered=self._answered,
             first_token_ms=self._first_token_ms,
             tokens_per_second=self._last.tokens_per_second,
@@ -261,10 +259,3 @@ class Specialist:
         if counted := self._last.prompt_tokens:
             characters = len(prompt.system) + sum(len(turn.content) for turn in prompt.turns)
             self._ratio.learn(characters, counted)
-
-    async def _measure_lag(self) -> None:
-        """How late the event loop runs: a blocked loop shows in health before it shows as a hang."""
-        while True:
-            due = time.monotonic() + LAG_PERIOD
-            await anyio.sleep(LAG_PERIOD)
-            self._lag = max(0.0, time.monotonic() - due)

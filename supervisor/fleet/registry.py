@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,10 @@ class Registry:
         self._specialists[name] = msgspec.structs.replace(self._specialists[name], **fields)
 
     def want(self, name: str, wanted: str) -> None:
-        """Takes what an operator wants: journalled, since the next supervisor goes by it."""
-        self.note(name, wanted=wanted)
+        """Takes what an operator wants: journalled before anybody is told, since the next supervisor goes by it."""
+        if self._specialists[name].wanted != wanted:
+            self.note(name, wanted=wanted)
+            self.write()
         self.touch()
 
     def move(self, name: str, to: str, cause: str, **fields: Any) -> None:
@@ -184,7 +186,7 @@ class Watcher:
         self._send.close()
         self._receive.close()
 
-    async def changes(self) -> AsyncIterator[Snapshot | Transition | Gap]:
+    async def changes(self) -> AsyncGenerator[Snapshot | Transition | Gap]:
         """A snapshot, then every change, until stopped."""
         with self._receive:
             yield self._registry.snapshot()

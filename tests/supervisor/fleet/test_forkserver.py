@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from keeping import fork_server, specialist, wait_gone
@@ -39,7 +40,8 @@ class Supervisor:
             data = self.link.recv(65536)
             assert data, "the fork server hung up"
             self._lines.feed(data)
-        return calls.decode_report(line)
+        report: calls.AnyReport = calls.decode_report(line)
+        return report
 
     def answered(self) -> Answered:
         while not isinstance(report := self.read(), Answered):
@@ -333,3 +335,20 @@ def test_fifty_restarts_leak_no_descriptor_and_leave_no_zombie(tmp_path: Path) -
             ours.exit_of(ours.start(config))
         assert server.num_fds() == before
         assert server.children() == []
+
+
+def test_a_term_right_after_the_fork_ends_the_child_and_nobody_else(tmp_path: Path) -> None:
+    apollo, athena = specialist(tmp_path), specialist(tmp_path, "athena")
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.start(athena)
+        for number in range(20):
+            config = msgspec.structs.replace(apollo, description=str(number))
+            ours.bind(config)
+
+            ours.link.sendall(calls.line(calls.Fork(number=ours.next(), config=config)))
+            pid = ours.answered().pid
+            assert pid is not None
+            ours.link.sendall(calls.line(calls.Signal(number=ours.next(), pid=pid, signal=signal.SIGTERM)))
+            ours.answered()
+            assert ours.exit_of(pid).asked
+        assert answers(athena.port)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -150,8 +151,8 @@ async def test_nobody_there_is_silence_too() -> None:
 async def test_a_pause_of_our_own_does_not_count(monkeypatch: pytest.MonkeyPatch, is_asking: bool) -> None:
     """As when the supervisor was stopped: its clock has gone on, and the timers are overdue when it wakes."""
     offset = 0.0
-    real = health.time.monotonic
-    monkeypatch.setattr(health.time, "monotonic", lambda: real() + offset)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + offset)
     specialist = Scripted()
     async with watching(specialist, hung_after=0.2) as told:
         await told.until(lambda: len(told.verdicts) >= 2)

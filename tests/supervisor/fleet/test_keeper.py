@@ -6,6 +6,7 @@ import socket
 import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
@@ -20,7 +21,7 @@ from supervisor.fleet.health import Silent
 from supervisor.fleet.keeper import MOST_COMMANDS, MOST_VERDICTS, Adopted, Command, Heard
 from supervisor.fleet.lifecycle import State, Wanted
 
-QUICK = {"health_period": 0.2, "hung_after": 0.6}
+QUICK: dict[str, Any] = {"health_period": 0.2, "hung_after": 0.6}
 CRASH = "import os; os._exit(3)"
 
 
@@ -474,7 +475,7 @@ async def test_what_lives_is_adopted_as_it_is(tmp_path: Path) -> None:
             await before[1].until_state(State.DRAINING)
         async with keeping(path, *configs) as [apollo, athena]:
             assert await apollo.new_pid(None) == old[0]
-            drained = await athena.until(lambda one: one.state == "draining" and one.backend is not None)
+            drained = await athena.until_state(State.DRAINING)
             assert drained.pid == old[1]
             assert apollo.status.uptime is not None
 
@@ -528,7 +529,7 @@ async def test_of_two_with_one_name_the_newer_stays(tmp_path: Path) -> None:
             await gone(old)
 
 
-# -- its inbox ------------------------------------------------------------------------------------------------------------------
+# -- its inbox ----------------------------------------------------------------------------------------------------
 
 
 async def test_verdicts_are_left_out_while_the_fork_server_does_not_answer(tmp_path: Path) -> None:

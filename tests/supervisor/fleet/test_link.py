@@ -30,7 +30,8 @@ class Scripted:
 
     async def hear(self) -> calls.AnyCall:
         await anyio.wait_readable(self.stream)
-        return calls.decode_call(self.stream.recv(65536).split(b"\n")[0])
+        call: calls.AnyCall = calls.decode_call(self.stream.recv(65536).split(b"\n")[0])
+        return call
 
     def say(self, *reports: calls.AnyReport) -> None:
         self.stream.sendall(b"".join(calls.line(report) for report in reports))
@@ -87,7 +88,7 @@ async def test_every_call_that_waits_hears_of_the_loss() -> None:
             lost.append(1)
 
     async with linked(LIVING) as (link, scripted):
-        with pytest.raises(BaseExceptionGroup) as raised:
+        with pytest.raises(BaseExceptionGroup) as raised:  # noqa: PT012 - the loss ends what goes on inside
             async with anyio.create_task_group() as group:
                 await group.start(link.run)
                 async with anyio.create_task_group() as calling:

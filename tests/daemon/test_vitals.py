@@ -1,0 +1,30 @@
+"""What a process says of itself is measured."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import pytest
+
+from daemon import vitals
+from daemon.vitals import Lag, resident_bytes
+
+
+async def test_a_blocked_loop_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "LAG_PERIOD", 0.01)
+    lag = Lag()
+    lag.start()
+    time.sleep(0.05)  # the block itself
+    with anyio.fail_after(5):
+        while not lag.seconds:
+            await anyio.sleep(0)
+    lag.stop()
+    assert lag.seconds > 0.02
+
+
+def test_memory_that_is_used_is_counted() -> None:
+    before = resident_bytes()
+    used = bytearray(b"x") * 50_000_000
+    assert resident_bytes() - before > 40_000_000
+    del used
