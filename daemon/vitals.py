@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 
 LAG_PERIOD = 5.0  # seconds between two looks at how late the event loop is
 
@@ -36,14 +35,12 @@ class Lag:
 
 def resident_bytes() -> int:
     """The memory that this process has in RAM."""
-    if sys.platform == "linux":
+    try:
         # proc(5), statm: the second figure is the resident set, in pages.
         with open("/proc/self/statm", "rb", buffering=0) as statm:
-            return int(statm.read(64).split()[1]) * _PAGE
-    import psutil
+            return int(statm.read(64).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:  # not Linux
+        import psutil
 
-    resident: int = psutil.Process().memory_info().rss
-    return resident
-
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+        resident: int = psutil.Process().memory_info().rss
+        return resident

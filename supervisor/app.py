@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -80,6 +81,9 @@ def run(loaded: Loaded, *, ready_fd: int | None = None, to_stderr: bool = False)
     forks = fork_socket(loaded)
     found = launch.is_running(forks)
     if not found:
+        # The two share what is loaded by now for as long as neither's collector writes to it.
+        gc.collect()
+        gc.freeze()
         launch.launch(forks, logs, (lock, *([] if ready_fd is None else [ready_fd])))
         (loaded.dirs.state / "forkserver").write_text(f"{forks}\n")
     start_logging("supervisor", None if to_stderr else logs, os.environ)

@@ -27,6 +27,7 @@ from setproctitle import setproctitle
 
 from daemon import listen, process
 from daemon.logs import start_logging
+from daemon.rehearsal import rehearse
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
 from supervisor.fleet import calls
@@ -303,7 +304,8 @@ def main(listening: socket.socket, log_dir: Path) -> NoReturn:
     raise_descriptor_limit()
     for name in PRELOADED:
         importlib.import_module(name)
-    # What is loaded by now is shared with every child until somebody writes to it; the collector must not.
+    _filled = rehearse()  # held for as long as this frame lives, which is for ever
+    # What is there by now is shared with every child until somebody writes to it; the collector must not.
     gc.collect()
     gc.freeze()
     ForkServer(listening).run()

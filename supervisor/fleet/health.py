@@ -77,8 +77,9 @@ async def _keep_asking(
     """Rounds on one connection; returns when it was last heard of, once it is silent for too long or the connection ends."""
     heard = time.monotonic()
     while True:
-        due = time.monotonic() + period
-        await anyio.sleep(period)
+        # All rounds of the fleet fall on the same moments: waking once for 18 questions costs less than waking 18 times.
+        due = (time.monotonic() // period + 1) * period
+        await anyio.sleep(due - time.monotonic())
         if _was_late(due):
             heard = time.monotonic()
         asked = time.monotonic()

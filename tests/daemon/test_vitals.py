@@ -6,6 +6,7 @@ import time
 
 import anyio
 import pytest
+from serving import until
 
 from daemon import vitals
 from daemon.vitals import Lag, resident_bytes
@@ -17,8 +18,7 @@ async def test_a_blocked_loop_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     lag.start()
     time.sleep(0.05)  # the block itself
     with anyio.fail_after(5):
-        while not lag.seconds:
-            await anyio.sleep(0)
+        await until(lambda: lag.seconds)
     lag.stop()
     assert lag.seconds > 0.02
 
