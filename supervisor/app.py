@@ -36,7 +36,8 @@ from supervisor.control import Control, Fleet
 from supervisor.errors import AlreadyRunning, ForkServerLost
 from supervisor.fleet import launch, restart, survivors
 from supervisor.fleet.calls import Exited, Living
-from supervisor.fleet.keeper import END_MARGIN, Adopted, Command, Keeper
+from supervisor.fleet.inbox import Adopted, Command
+from supervisor.fleet.keeper import END_MARGIN, Keeper
 from supervisor.fleet.lifecycle import State
 from supervisor.fleet.link import Link, connected
 from supervisor.fleet.marks import Marks
@@ -254,6 +255,7 @@ def end_survivors(loaded: Loaded) -> int:
 def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None) -> list[SpecialistStatus]:
     """The team as the registry begins: stopped, with what is remembered of restarts and of the last exit."""
     known = {one.name: one for one in before.specialists} if before is not None else {}
+    resumed = before is not None and before.supervisor.state == "running"  # after a `down` everybody is wanted again
 
     def entry(config: SpecialistConfig) -> SpecialistStatus:
         last = known.get(config.name)
@@ -263,7 +265,7 @@ def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusRepo
             host=config.addresses[0],
             port=config.port,
             state=State.STOPPED.value,
-            wanted=last.wanted if last else "up",
+            wanted=last.wanted if last and resumed else "up",
             restarts=last.restarts if last else 0,
             last_exit=last.last_exit if last else None,
             since=time.time(),

@@ -28,7 +28,8 @@ from protocol.errors import BadRequest, Busy, Forbidden, LineTooLong, NotFound, 
 from protocol.framing import LineBuffer
 from protocol.messages import Request
 from supervisor.config import Loaded
-from supervisor.fleet.keeper import Command, Keeper
+from supervisor.fleet.inbox import Command
+from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, State, Wanted
 from supervisor.fleet.registry import Registry
 from supervisor.places import private_folder
@@ -147,11 +148,11 @@ class Fleet:
             return keeper.state in (ANSWERING if wanted is Wanted.UP else (State.DRAINING,))
 
         await self.registry.wait_for(
-            lambda: is_done() or keeper.wanted is not wanted or keeper.is_over or self._setback(keeper)
+            lambda: is_done() or keeper.wanted is not wanted or keeper.inbox.is_closed or self._setback(keeper)
         )
         if is_done():
             return None
-        if keeper.is_over:
+        if keeper.inbox.is_closed:
             return "the fork server was lost and the team is started anew: try again"
         if keeper.wanted is not wanted:
             return f"somebody asked for something else meanwhile: it is to be {keeper.wanted.value}"

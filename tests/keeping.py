@@ -30,7 +30,8 @@ from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
 from supervisor import config as configuration
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Exited, Living
-from supervisor.fleet.keeper import Adopted, Keeper
+from supervisor.fleet.inbox import Adopted
+from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.lifecycle import State
 from supervisor.fleet.link import Link, connected
 from supervisor.fleet.marks import Marks
@@ -88,10 +89,10 @@ def end_fork_server(path: Path) -> None:
             link.settimeout(20)
             link.connect(os.fspath(path))
             link.sendall(calls.line(calls.Quit(number=1)))
+            while link.recv(65536):
+                pass
         except OSError:
-            return  # it is gone already
-        while link.recv(65536):
-            pass
+            pass  # it is gone already, or goes while we ask
 
 
 class Kept:

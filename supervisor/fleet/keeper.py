@@ -9,74 +9,35 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import random
 import signal
 import time
 from collections.abc import Callable
-from typing import Literal
+from contextlib import aclosing
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from msgspec import Struct, field
 
 from protocol.control import BackendStatus, LastExit
-from protocol.errors import Busy, Unavailable
 from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
 from supervisor.errors import CannotBind
 from supervisor.fleet import health, restart
 from supervisor.fleet.calls import Exited, Process, fingerprint
 from supervisor.fleet.health import Answering, Silent
+from supervisor.fleet.inbox import Adopted, Command, Due, Happening, Heard, Inbox
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep, State, Wanted, next_state
 from supervisor.fleet.link import Link
 from supervisor.fleet.owner import describe
+from supervisor.fleet.pause import Pause
 from supervisor.fleet.registry import Registry
-from supervisor.fleet.stand_in import stand_in
 
 logger = logging.getLogger("chorus.supervisor")
 
-INBOX = 1024
-MOST_COMMANDS = 512  # waiting; the rest of the inbox is for exits, of which none may be lost
-MOST_VERDICTS = 64  # waiting; the next verdict says the same
-STAND_IN_AFTER = 1.0  # a wait longer than this is not left to the backlog
+WITHOUT_LIMIT = 1_000_000  # failures that are never too many: a port that is taken is nobody's crash
 BLOCKED_DELAY = 2.0  # longest pause between tries for a port that somebody else holds
 STACKS_WITHIN = 0.3  # seconds a hung process has to write its stacks
 END_MARGIN = 2.0  # seconds between the end of a process's own grace and force
-
-
-class Command(Struct, frozen=True):
-    """What an operator asks. `grace` only for stop: seconds for what is under way.
-
-    `taken` is set when it has been taken up, or when there is nobody any more to do that (`Keeper.is_over`).
-    """
-
-    verb: Literal["start", "stop", "restart", "drain"]
-    cause: str
-    grace: float | None = None
-    taken: anyio.Event = field(default_factory=anyio.Event)
-
-
-class Heard(Struct, frozen=True):
-    """A verdict of the health check of one process."""
-
-    pid: int
-    verdict: health.Verdict
-
-
-class Due(Struct, frozen=True):
-    """The pause before the next try is over; a later pause has a higher number."""
-
-    number: int
-
-
-class Adopted(Struct, frozen=True):
-    """A process was there before this supervisor."""
-
-    process: Process
-
-
-Happening = Command | Exited | Heard | Due | Adopted
 
 
 class Keeper:
@@ -105,17 +66,14 @@ class Keeper:
         self.wanted = Wanted.DOWN
         self.pid: int | None = None
         self.replaced: set[int] = set()  # predecessors that finish what they have under way
-        self.is_over = False
+        self.inbox = Inbox(config.name)
         self._brake = brake
         self._mark = mark
         self._record = restart.Record()
         self._ready_since: float | None = None
         self._why_killed: str | None = None
-        self._pauses = 0
-        self._due_at = 0.0
         self._watching: anyio.CancelScope | None = None
-        self._pausing: anyio.CancelScope | None = None
-        self._inbox_send, self._inbox = anyio.create_memory_object_stream[Happening](INBOX)
+        self._pause = Pause(config.name, config.ai_id, link, lambda number: self.tell(Due(number)))
 
     @property
     def is_gone(self) -> bool:
@@ -123,24 +81,12 @@ class Keeper:
         return self.state is State.STOPPED and self.pid is None and not self.replaced
 
     def tell(self, happening: Happening) -> None:
-        """Something happened. Never waits. While the fork server is slow to answer, verdicts are left out.
-
-        Raises Busy for a command when hundreds wait already.
-        """
-        if self.is_over:
-            if isinstance(happening, Command):
-                happening.taken.set()
-            return
-        waiting = self._inbox_send.statistics().current_buffer_used
-        if isinstance(happening, Heard) and waiting >= MOST_VERDICTS:
-            return
-        if isinstance(happening, Command) and waiting >= MOST_COMMANDS:
-            raise Busy(f"{waiting} commands wait for {self.name} already", retry_after=1.0)
-        self._inbox_send.send_nowait(happening)
+        """Something happened. Never waits; raises Busy for a command when hundreds wait already."""
+        self.inbox.put(happening)
 
     def due_in(self) -> float:
         """Seconds until the next try, while it is backing off or failed."""
-        return max(0.0, self._due_at - time.monotonic())
+        return self._pause.due_in()
 
     def note_missed(self, exit_: Exited) -> None:
         """A process ended while no supervisor was there: said in the log and in the status, and counted."""
@@ -154,31 +100,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Lives until cancelled. Processes outlive it."""
-        with self._inbox_send, self._inbox:
-            try:
-                async with anyio.create_task_group() as self._group:
-                    async for happening in self._inbox:
-                        await self._take(happening)
-            finally:
-                self._end_inbox()
-
-    async def _take(self, happening: Happening) -> None:
         try:
-            await self._handle(happening)
-        except ImpossibleStep:
-            # Our mistake, and one specialist's trouble: the other seventeen are kept on.
-            logger.exception("%s: an event came that cannot", self.name)
+            async with anyio.create_task_group() as self._group, aclosing(self.inbox.happenings()) as happenings:
+                async for happening in happenings:
+                    try:
+                        await self._handle(happening)
+                    except ImpossibleStep:
+                        # Our mistake, and one specialist's trouble: the other seventeen are kept on.
+                        logger.exception("%s: an event came that cannot", self.name)
         finally:
-            if isinstance(happening, Command):
-                happening.taken.set()
-
-    def _end_inbox(self) -> None:
-        """Nobody waits for what is not taken up any more."""
-        self.is_over = True
-        while self._inbox.statistics().current_buffer_used:
-            happening = self._inbox.receive_nowait()
-            if isinstance(happening, Command):
-                happening.taken.set()
+            self.inbox.close()
 
     async def _handle(self, happening: Happening) -> None:
         match happening:
@@ -195,7 +126,7 @@ class Keeper:
             case Heard():
                 await self._heard(happening)
             case Due():
-                if happening.number == self._pauses and self.state in (State.BACKING_OFF, State.FAILED):
+                if happening.number == self._pause.number and self.state in (State.BACKING_OFF, State.FAILED):
                     await self._launch("its time to be tried again came")
             case Adopted():
                 await self._adopt(happening.process)
@@ -213,7 +144,7 @@ class Keeper:
 
     async def _stop(self, cause: str, grace: float | None) -> None:
         self._want(Wanted.DOWN)
-        self._end_pause()
+        self._pause.end()
         await self.link.release(self.name)
         if self.state in RUNNING:
             assert self.pid is not None
@@ -259,7 +190,7 @@ class Keeper:
 
     async def _launch(self, cause: str) -> None:
         """Binds the port where it is not held yet, and starts a process."""
-        self._end_pause()
+        self._pause.end()
         try:
             await self.link.bind(self.name, self.config.addresses, self.config.port)
             pid = await self.link.fork(self.config)
@@ -281,12 +212,12 @@ class Keeper:
             fact, remedy = await anyio.to_thread.run_sync(describe, self.config.port, self.name)
         else:
             fact, remedy = f"port {self.config.port} cannot be bound: {error}", "see chorus doctor"
-        self._record = restart.failed(self._record, time.monotonic(), INBOX, self.settings.period)
+        self._record = restart.failed(self._record, time.monotonic(), WITHOUT_LIMIT, self.settings.period)
         delay = min(BLOCKED_DELAY, restart.next_delay(self._record, random.random()) or restart.FIRST_DELAY)
         if self.registry[self.name].last_error != fact:
             self._mark(self.name, f"cannot start: {fact}; {remedy}")
         self._step(Event.BLOCKED, fact, pid=None, uptime=None, last_error=fact, remedy=remedy)
-        self._pause(delay)
+        self._pause.begin(self._group, delay, fact)
 
     async def _adopt(self, found: Process) -> None:
         if found.stopping:
@@ -371,17 +302,17 @@ class Keeper:
         )
         if is_kept_down:
             self._step(Event.GAVE_UP, f"{cause}; restart = {self.policy}", remedy=f"chorus start {self.name}")
-            self._pause(None)
+            self._pause.begin(self._group, None, cause)
             return
         delay = restart.next_delay(self._record, random.random())
         if self._record.gave_up:
-            error = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
-            self._step(Event.GAVE_UP, error, last_error=error)
-            logger.error("%s has failed: %s; next try in %.0f s", self.name, error, delay)
+            cause = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
+            self._step(Event.GAVE_UP, cause, last_error=cause)
+            logger.error("%s has failed: %s; next try in %.0f s", self.name, cause, delay)
         if delay == 0:
             await self._launch(f"restarted after: {cause}")
         else:
-            self._pause(delay)
+            self._pause.begin(self._group, delay, cause)
 
     # -- health -----------------------------------------------------------------------------------------------------------
 
@@ -466,44 +397,6 @@ class Keeper:
                 await self.link.signal(pid, signal.SIGKILL, group=True)
             with anyio.move_on_after(health.START_WITHIN):
                 await self.registry.wait_for(lambda: self.state not in _ON_ITS_WAY)
-
-    # -- pauses -------------------------------------------------------------------------------------------------------------
-
-    def _pause(self, delay: float | None) -> None:
-        """Waits before the next try; None waits for an operator. A long wait is not left to the backlog."""
-        self._end_pause()
-        number = self._pauses
-        wait = delay if delay is not None else math.inf
-        self._due_at = time.monotonic() + wait
-        scope = self._pausing = anyio.CancelScope()
-
-        async def pause() -> None:
-            with scope:
-                async with anyio.create_task_group() as both:
-                    if wait > STAND_IN_AFTER:
-                        both.start_soon(self._stand_in)
-                    await anyio.sleep(wait)
-                    self.tell(Due(number))  # the stand-in goes on until the next process is started
-
-        self._group.start_soon(pause)
-
-    def _end_pause(self) -> None:
-        self._pauses += 1
-        if self._pausing is not None:
-            self._pausing.cancel()
-            self._pausing = None
-
-    async def _stand_in(self) -> None:
-        listeners = await self.link.lend(self.name)
-        await stand_in(listeners, self.config.ai_id, self._unavailable)
-
-    def _unavailable(self) -> Unavailable:
-        error = self.registry[self.name].last_error or "it is not running"
-        if math.isinf(self._due_at):
-            return Unavailable(f"{self.name} is not running: {error}; chorus start {self.name}")
-        wait = max(0.1, self._due_at - time.monotonic())
-        sentence = f"{self.name} is not running: {error}; try again in {wait:.0f} s, or see chorus status"
-        return Unavailable(sentence, retry_after=round(wait, 1))
 
     # -- the step -------------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from protocol.errors import Busy, Draining, Refused, Unavailable
 from protocol.messages import Chat, StreamChunk, StreamEnd
 from supervisor.fleet.calls import Process
 from supervisor.fleet.health import Silent
-from supervisor.fleet.keeper import MOST_COMMANDS, MOST_VERDICTS, Adopted, Command, Heard
+from supervisor.fleet.inbox import MOST_COMMANDS, MOST_VERDICTS, Adopted, Command, Heard
 from supervisor.fleet.lifecycle import State, Wanted
 
 QUICK: dict[str, Any] = {"health_period": 0.2, "hung_after": 0.6}
@@ -540,7 +540,7 @@ async def test_verdicts_are_left_out_while_the_fork_server_does_not_answer(tmp_p
                 kept.keeper.tell(start())
                 for _ in range(5000):
                     kept.keeper.tell(Heard(1, Silent(1.0)))
-                waiting = kept.keeper._inbox_send.statistics().current_buffer_used
+                waiting = kept.keeper.inbox._send.statistics().current_buffer_used
             finally:
                 os.kill(kept.living.pid, signal.SIGCONT)
             await kept.new_pid(None)
@@ -572,5 +572,5 @@ async def test_nobody_waits_for_a_command_to_a_keeper_that_is_over(tmp_path: Pat
         os.kill(pid, signal.SIGCONT)
         late = start()
         kept.keeper.tell(late)
-    assert kept.keeper.is_over
+    assert kept.keeper.inbox.is_closed
     assert all(command.taken.is_set() for command in [*waiting, late])
