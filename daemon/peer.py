@@ -57,12 +57,22 @@ def ask(family: int, peer: Address, ours: Address) -> Owner | Gone | Untold:
 
 
 def prepare() -> None:
-    """Opens what `ask` needs, while there are descriptors: later, out of them, it could not tell who is there."""
+    """Opens what `ask` needs, while there are descriptors: later, out of them, it could not tell who is there.
+
+    Whoever serves calls it before, and `close` when it is done.
+    """
     if hasattr(socket, "AF_NETLINK"):
         try:
             _netlink()
         except OSError:
             pass  # forbidden here; /proc may do
+
+
+def close() -> None:
+    """Closes what `prepare` opened. A process that forks must: an answer read by a sibling is nobody's."""
+    if _netlink.cache_info().currsize:
+        _netlink().close()
+        _netlink.cache_clear()
 
 
 @cache

@@ -185,8 +185,8 @@ class Requests:
         try:
             await running.work(running)
         except Exception:  # noqa: BLE001 - the fence: one request failing is a log line and an error, never the server
-            partial = running.answer.content if running.answer else ""
-            running.refuse(self._server.failure("a request failed", partial))
+            arrived = running.answer.content if running.answer else ""
+            running.refuse(self._server.failure("a request failed", arrived))
         finally:
             self._specialist.in_flight -= 1
             self._running.remove(running)
@@ -214,11 +214,7 @@ class Requests:
                     with running.scope:
                         reply = await self._specialist.embed(request)
                     if running.scope.cancelled_caught:
-                        raise (
-                            Draining("the request was cancelled")
-                            if running.why == "draining"
-                            else NotFound("cancelled")
-                        )
+                        raise self._stopped() if running.why == "draining" else NotFound("the request was cancelled")
                 case _:
                     raise AssertionError(f"{type(request).__name__} is answered elsewhere")
             self._conversation.send(reply)
@@ -240,6 +236,8 @@ class Requests:
             if done_reason is None:
                 return
             if isinstance(told, JsonStream):
+                if not told.started_stream:  # cancelled before its first step
+                    told.started(answer.model)
                 told.tell(answer.stream_end(done_reason))
             else:
                 self._conversation.send(answer.response(done_reason))
@@ -284,6 +282,9 @@ class Requests:
         with anyio.CancelScope(shield=True), anyio.move_on_after(STORE_WITHIN):
             await self._specialist.remember(answer, running.why or "gone")
         if running.why == "draining":
-            name = self._specialist.config.name
-            raise Draining(f"{name} stopped before the answer was whole", partial=answer.content, retry_after=1.0)
+            raise self._stopped(answer.content)
         return "cancelled" if running.why == "cancelled" else None
+
+    def _stopped(self, partial: str = "") -> Draining:
+        name = self._specialist.config.name
+        return Draining(f"{name} stopped before the answer was whole", partial=partial, retry_after=1.0)

@@ -60,16 +60,19 @@ class Server:
         """
         peer.prepare()
         loop = asyncio.get_running_loop()
-        async with anyio.create_task_group() as self._group:
-            for listener in listeners:
-                listener.setblocking(False)
-                loop.add_reader(listener.fileno(), self._accept, listener)
-            await stop.wait()
-            # The listeners first: whoever connects from now on is our successor's.
-            for listener in listeners:
-                loop.remove_reader(listener.fileno())
-                listener.close()
-            await self._drain(grace)
+        try:
+            async with anyio.create_task_group() as self._group:
+                for listener in listeners:
+                    listener.setblocking(False)
+                    loop.add_reader(listener.fileno(), self._accept, listener)
+                await stop.wait()
+                # The listeners first: whoever connects from now on is our successor's.
+                for listener in listeners:
+                    loop.remove_reader(listener.fileno())
+                    listener.close()
+                await self._drain(grace)
+        finally:
+            peer.close()
 
     def end_grace(self) -> None:
         """What is still under way when the server stops, now or later, ends at once."""

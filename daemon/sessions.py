@@ -21,6 +21,7 @@ from protocol.messages import StoredTurn, Turn
 T = TypeVar("T")
 
 BUSY_TIMEOUT = 5.0
+WAL_AGAIN_AFTER = 0.01  # seconds between two tries to switch to WAL
 SWEEP_EVERY = 3600.0  # how often turns past their retention are looked for, in seconds
 
 SCHEMA = """
@@ -93,13 +94,7 @@ class Sessions:
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
-            # Several worker threads use it, never two at once: the limiter has one place.
-            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = normal")
-            connection.execute("pragma secure_delete = on")
-            connection.executescript(SCHEMA)
-            self._connection = connection
+            self._connection = _connected(self.path)
         now = time.time()
         if now - self._swept > SWEEP_EVERY:
             self._swept = now
@@ -179,3 +174,31 @@ class Sessions:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    # Several worker threads use it, never two at once: the limiter has one place.
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        _switch_to_wal(connection)
+        connection.execute("pragma synchronous = normal")
+        connection.execute("pragma secure_delete = on")
+        connection.executescript(SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait here: of two processes that make the file at the same moment, one is told that it is locked."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(WAL_AGAIN_AFTER)
+        else:
+            return

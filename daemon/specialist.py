@@ -255,7 +255,9 @@ class Specialist:
     def _learn(self, answer: Answer, prompt: Prompt) -> None:
         self._answered += 1
         self._first_token_ms = answer.first_token_ms
-        self._last = answer.finish or self._last
-        if counted := self._last.prompt_tokens:
+        if answer.finish is None:
+            return  # we ended it, at max_reply_bytes: nothing was counted
+        self._last = answer.finish
+        if counted := answer.finish.prompt_tokens:
             characters = len(prompt.system) + sum(len(turn.content) for turn in prompt.turns)
             self._ratio.learn(characters, counted)

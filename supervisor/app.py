@@ -72,7 +72,7 @@ def journal_of(loaded: Loaded) -> Path:
 def run(loaded: Loaded, *, ready_fd: int | None = None, to_stderr: bool = False) -> None:
     """Is the supervisor until it is asked to go down. Call it before anything heavy is imported or any thread exists.
 
-    `ready_fd` is closed when the control socket answers. Raises AlreadyRunning when the state folder is taken.
+    `ready_fd` is given a byte and closed when the team can be asked. Raises AlreadyRunning when the state folder is taken.
     """
     lock = _lock(private_folder(loaded.dirs.state))
     private_folder(loaded.dirs.runtime)
@@ -169,6 +169,7 @@ async def _keep_fleet(
         await _take_over(link, living, fleet, keepers, group, resumed=resumed)
         fleet.keepers = keepers
         if ready_fd is not None:
+            os.write(ready_fd, b"\n")
             os.close(ready_fd)
         systemd.say("READY=1", f"STATUS={len(keepers)} specialists")
         group.start_soon(marks.cap, list(keepers))
@@ -232,7 +233,7 @@ async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path, leaving: anyio.
         return
     # A process of its own this time: this one has an event loop and threads, which do not survive a fork. It listens
     # when the one that is waited for here has ended.
-    call = [sys.executable, "-m", "supervisor.fleet.launch", str(forks), str(loaded.dirs.logs)]
+    call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", str(forks), str(loaded.dirs.logs)]
     await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
 
 

@@ -251,8 +251,8 @@ def wait_until(is_true: Callable[[], bool], within: float, otherwise: str) -> No
 
 
 def command(*args: str) -> list[str]:
-    """The argument list of `chorus ARGS`."""
-    return [sys.executable, "-m", "supervisor.cli", *args]
+    """The argument list of `chorus ARGS`. -P: like the installed command, it does not look into the folder it is called in."""
+    return [sys.executable, "-P", "-m", "supervisor.cli", *args]
 
 
 def free_port() -> int:

@@ -60,7 +60,6 @@ def ask_command(
     loaded = settings_of(ctx)
     name, text, from_stdin = anyio.run(_understood, loaded, words)
     question = question_of(name, text, from_stdin=from_stdin, no_stdin=no_stdin)
-    saved = Saved(save) if save else None
     context: dict[str, Any] = {"session_id": session} if session else {}
     if hints:
         context["memory_hints"] = list(hints)
@@ -76,6 +75,7 @@ def ask_command(
             tell(f"{place.name} answers")
         if place.state == "stopped":
             raise everybody.unreachable(place.name)
+        saved = Saved(save) if save else None
         options = Options(model=model, think=True if think == "show" else None)
         chat = Chat(content=question, stream=True, context=context or None, options=options)
         asking = Asking(place, chat, Outlet(sys.stdout), as_json=as_json, think=think == "show", saved=saved)

@@ -160,16 +160,15 @@ async def _whom(loaded: Loaded, name: str | None) -> tuple[Any, list[Any], list[
 
 
 def paired(name: str, turns: Sequence[StoredTurn]) -> list[Exchange]:
-    """Questions with their answers; they are stored in pairs."""
+    """Questions with their answers. They are stored in pairs, and told by time: those of other sessions lie between."""
     found = []
-    question: StoredTurn | None = None
+    questions: dict[str, StoredTurn] = {}  # by session, those without an answer so far
     for turn in turns:
         if turn.role == "user":
-            question = turn
-        elif question is not None and question.session_id == turn.session_id:
+            questions[turn.session_id] = turn
+        elif question := questions.pop(turn.session_id, None):
             asked = question.timestamp
             found.append(Exchange(0, name, turn.session_id, asked, question.content, turn.content, turn.model))
-            question = None
     return found
 
 

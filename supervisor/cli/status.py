@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from collections.abc import Sequence
 
@@ -121,11 +122,18 @@ def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | Non
         return glance(loaded, names), True
     except Failure:
         last = last_report(loaded)
-    if last is None or names is None:
+    if last is None or names in (None, ["all"]):
         return last, False
-    wanted = {spelling.canonical(name) for name in names}
-    chosen = [one for one in last.specialists if one.name in wanted]
-    if len(chosen) < len(wanted):
-        missing = wanted - {one.name for one in chosen}
-        raise Failure(f"there is no specialist {', '.join(sorted(missing))}", Exit.NO_SUCH_SPECIALIST)
-    return msgspec.structs.replace(last, specialists=chosen), False
+    known = [one.name for one in last.specialists]
+    chosen: set[str] = set()
+    for name in names:
+        found = fnmatch.filter(known, spelling.canonical(name))
+        if not found:
+            raise Failure(f"there is no specialist {name!r}", Exit.NO_SUCH_SPECIALIST, code="not_found")
+        chosen.update(found)
+    return of_some(last, chosen), False
+
+
+def of_some(report: StatusReport, names: set[str]) -> StatusReport:
+    """The report without the other specialists."""
+    return msgspec.structs.replace(report, specialists=[one for one in report.specialists if one.name in names])

@@ -60,7 +60,6 @@ def team_command(
     text, from_stdin = split_words(words)
     content = question_of(None, text, from_stdin=from_stdin, no_stdin=no_stdin, example="chorus team")
     question = TeamQuestion(content=content, timeout=timeout, deadline=deadline)
-    saved = Saved(save) if save else None
 
     async def run() -> int:
         from supervisor.cli.whom import colleagues
@@ -74,7 +73,7 @@ def team_command(
             question,
             view="json" if as_json else _view(view, len(places) + len(absent)),
             over_ssh="SSH_CONNECTION" in invocation(ctx).environ,
-            saved=saved,
+            saved=Saved(save) if save else None,
             saved_as_json=save is not None and save.suffix in JSON_SUFFIXES,
         )
         return await chat.run(synthesize)

@@ -68,7 +68,7 @@ class TeamChat:
             finished = await self._round()
             if synthesize and finished.responses and self.signal is None and not self.quit:
                 finished = await self._synthesis(names.canonical(synthesize), finished)
-        except BaseException:
+        except BaseException:  # a cancellation and a broken pipe too: what was saved must not look whole
             if self._saved is not None:
                 self._saved.interrupted("Interrupted")
             raise

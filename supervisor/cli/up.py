@@ -73,7 +73,8 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
     log = private_folder(loaded.dirs.logs) / "supervisor.out"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "supervisor.cli", *flags, "up", "--foreground", "--ready-fd", str(theirs)],
+            # -P: a folder called supervisor or daemon where somebody happens to stand is not ours.
+            [sys.executable, "-P", "-m", "supervisor.cli", *flags, "up", "--foreground", "--ready-fd", str(theirs)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -82,8 +83,9 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
         )
     os.close(theirs)
     with os.fdopen(ready, "rb") as pipe:
-        pipe.read()  # ends when the supervisor answers, or dies
-    if process.poll() is not None:
+        is_ready = bool(pipe.read())  # ends when the supervisor answers, or dies without a word
+    if not is_ready:
+        process.wait()
         tail = _tail(log)
         raise Failure(f"the supervisor ended at once: {tail}", Exit.FAILED, remedy=f"read {log}")
     return True
@@ -219,7 +221,9 @@ def _end_leftovers(loaded: Loaded) -> int:
             return end_survivors(loaded)
         lines = LineBuffer(None)
         while (line := lines.next_line()) is None:
-            lines.feed(link.recv(65536))
+            if not (data := link.recv(65536)):
+                return end_survivors(loaded)  # it ended while it was asked
+            lines.feed(data)
         living = calls.decode_report(line)
         assert isinstance(living, calls.Living)
         os.kill(living.pid, signal.SIGTERM)

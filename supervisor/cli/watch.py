@@ -6,12 +6,14 @@ import sys
 
 import click
 import msgspec
+from msgspec.structs import replace
 
-from protocol.control import Snapshot, Status, StatusReport, Transition, Watch
+from protocol.client import ControlConnection
+from protocol.control import AnyAnswer, Snapshot, Status, StatusReport, Transition, Watch
 from supervisor.cli import look
 from supervisor.cli.exits import Exit
 from supervisor.cli.reach import supervisor
-from supervisor.cli.status import advice, rendered
+from supervisor.cli.status import advice, of_some, rendered
 from supervisor.config import Loaded
 
 HOME_AND_CLEAR = "\x1b[H\x1b[J"
@@ -22,18 +24,33 @@ async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -
     import anyio
 
     async with supervisor(loaded) as watching, supervisor(loaded) as asking:
-        async for change in watching.ask(Watch()):
+        chosen = {one.name for one in (await _status(asking, names)).specialists}
+        async for answer in watching.ask(Watch()):
+            change = _about(chosen, answer)
+            if change is None:
+                continue
             if as_json:
                 click.echo(msgspec.json.encode(change).decode())
                 sys.stdout.flush()
             elif not look.wants_colour(sys.stdout):
                 _tell(change)
             else:
-                result = await asking.call(Status(names=names))
-                assert result.status is not None
-                _draw(result.status)
+                _draw(await _status(asking, names))
             await anyio.lowlevel.checkpoint()
     return Exit.DONE
+
+
+async def _status(asking: ControlConnection, names: list[str] | None) -> StatusReport:
+    result = await asking.call(Status(names=names))
+    assert result.status is not None
+    return result.status
+
+
+def _about(names: set[str], change: AnyAnswer) -> AnyAnswer | None:
+    """What a change says of these specialists; None where it is about another."""
+    if isinstance(change, Snapshot):
+        return replace(change, status=of_some(change.status, names))
+    return None if isinstance(change, Transition) and change.name not in names else change
 
 
 def _tell(change: object) -> None:

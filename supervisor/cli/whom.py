@@ -14,7 +14,7 @@ from msgspec import Struct
 from protocol import names as spelling
 from protocol.client import connect
 from protocol.control import SpecialistStatus, StatusReport
-from protocol.errors import ProtocolError
+from protocol.errors import PeerError, ProtocolError
 from protocol.messages import Ping, Pong
 from supervisor.cli.exits import Exit, Failure, not_running
 from supervisor.config import Loaded
@@ -132,8 +132,8 @@ async def colleagues(loaded: Loaded) -> Colleagues:
     with anyio.move_on_after(SUPERVISOR_WITHIN):
         try:
             return Colleagues(loaded, await report(loaded))
-        except Failure:
-            pass  # not running
+        except (Failure, PeerError):
+            pass  # not running, or not any more
     return Colleagues(loaded, None)
 
 

@@ -67,7 +67,7 @@ class ForkServer:
         self._processes: dict[int, calls.Process] = {}
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
         self._stop_without_supervisor = False
-        self._wakeup = _signals_into_pipe()
+        self._wakeup, self._written = _signals_into_pipe()
 
     def run(self) -> NoReturn:
         """Serves one supervisor after the other. Never returns."""
@@ -204,11 +204,11 @@ class ForkServer:
         code = 1
         try:
             os.setsid()  # signals to the group of one specialist reach nobody else
-            os.close(signal.set_wakeup_fd(-1))
+            signal.set_wakeup_fd(-1)
             for number in OURS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            for held in (self._listening, self._supervisor, self._wakeup):
+            for held in (self._listening, self._supervisor, self._wakeup, self._written):
                 if held is not None:
                     held.close()
             for name, others in self._listeners.items():
@@ -345,15 +345,14 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _signals_into_pipe() -> socket.socket:
-    """Signals become bytes that select sees; INT and HUP are for whoever sits at a terminal, not for us."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(True)
-    theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.detach())
+def _signals_into_pipe() -> tuple[socket.socket, socket.socket]:
+    """Signals become bytes that select sees, at the first of two ends; INT and HUP are for a terminal, not for us."""
+    read, written = socket.socketpair()
+    written.setblocking(False)
+    signal.set_wakeup_fd(written.fileno())
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor held its own back while it began
-    return ours
+    return read, written

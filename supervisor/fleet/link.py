@@ -22,7 +22,6 @@ from supervisor.fleet.calls import Answered, Exited, Living
 
 logger = logging.getLogger("chorus.supervisor")
 
-
 GONE = "the process that holds the specialists' sockets is gone"
 
 
@@ -144,7 +143,7 @@ class Link:
         try:
             if not self.lost.is_set():
                 await pending.answered.wait()
-        except BaseException:
+        except anyio.get_cancelled_exc_class():
             pending.abandon()  # its answer still comes, perhaps with sockets
             raise
         if pending.answer is None:

@@ -113,6 +113,7 @@ async def test_what_tells_users_apart_is_opened_before_anybody_connects(tmp_path
         assert peer._netlink.cache_info().currsize == 1
         with anyio.fail_after(5):
             await client.ask({"type": "ping"})
+    assert peer._netlink.cache_info().currsize == 0, "the fork server rehearses a server: its children would share it"
 
 
 @pytest.mark.parametrize("before", [[], ["Hel"]], ids=["before the first token", "in the middle"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from serving import Json, serving, until
 from daemon import replies
 from daemon.backends import Finish, Piece, Waiting
 from protocol import errors
+from protocol.codec import BadLine, decode_request
 from protocol.messages import BackendState
 
 CHAT: Json = {"type": "chat", "request_id": "r1", "content": "Why?"}
@@ -363,13 +365,26 @@ async def test_our_own_fault_without_a_stream_is_an_internal_error(tmp_path: Pat
     assert (reply["type"], reply["code"], reply["partial"], reply["request_id"]) == ("error", "internal", "Hel", "r1")
 
 
+def nested(depth: int) -> bytes:
+    return b'{"content":"x","stream":true,"context":{"a":%s%s}}' % (b"[" * depth, b"]" * depth)
+
+
+def is_too_deep(depth: int) -> bool:
+    try:
+        decode_request(nested(depth))
+    except BadLine:
+        return True
+    return False
+
+
 async def test_json_of_any_depth_has_an_end(tmp_path: Path) -> None:
     """Up to the depth that can just be read: whether it can be written again depends on where we stand."""
     async with serving(ScriptedBackend("x"), tmp_path) as served:
         client = await served.connect()
         ends = set()
-        for depth in range(900, 1000):
-            client.send(b'{"content":"x","stream":true,"context":{"a":%s%s}}\n' % (b"[" * depth, b"]" * depth))
+        deepest = bisect.bisect(range(100_000), False, key=is_too_deep)  # some 1000; ten times that from Python 3.12 on
+        for depth in range(deepest - 80, deepest + 20):
+            client.send(nested(depth) + b"\n")
             with anyio.fail_after(5):
                 reply = await client.reply()
                 while reply["type"] not in ("stream_end", "stream_error", "error"):
@@ -565,6 +580,17 @@ async def test_a_cancel_in_the_same_packet_as_its_question_finds_it(tmp_path: Pa
         "cancelled",
         "stream_end",
     ]
+
+
+async def test_a_cancel_before_the_stream_began_ends_it_as_a_stream(tmp_path: Path) -> None:
+    """Looking up what was said earlier in the session comes before stream_start."""
+    async with serving(ScriptedBackend("x"), tmp_path) as served:
+        client = await served.connect()
+        client.send({**STREAM, "context": {"session_id": "s"}}, {"type": "cancel", "target": "r1"})
+        with anyio.fail_after(5):
+            replies = await client.until("stream_end")
+    assert [reply["type"] for reply in replies] == ["cancelled", "stream_start", "stream_end"]
+    assert (replies[-1]["done_reason"], replies[-1]["content"]) == ("cancelled", "")
 
 
 @pytest.mark.parametrize("target", ["r2", 1, "1"])

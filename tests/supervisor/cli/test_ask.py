@@ -327,10 +327,17 @@ def test_one_that_is_not_in_the_team_is_exit_4(team: Team) -> None:
 
 def test_without_a_team_it_is_exit_3(tmp_path: Path) -> None:
     team = Team.prepare(tmp_path, roster=["apollo"])
-    for args in (["ask", "apollo", "hello"], ["ask", "hello"], ["team", "hello"], ["history"]):
+    saving = ["--save", "a.txt"]
+    for args in (
+        ["ask", "apollo", "hello", *saving],
+        ["ask", "hello", *saving],
+        ["team", "hello", *saving],
+        ["history"],
+    ):
         done = team.run(*args)
         assert (done.returncode, done.stdout) == (3, "")
         assert "chorus up" in done.stderr
+    assert not list(team.home.glob("a.txt*"))
     team.down()
 
 

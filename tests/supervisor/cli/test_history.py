@@ -138,7 +138,12 @@ def test_turns_are_paired_by_session() -> None:
         for s, role, text, at in (
             ("a", "assistant", "of a question that was deleted", 1.0),
             ("a", "user", "q", 2.0),
-            ("a", "assistant", "r", 3.0),
+            ("b", "user", "asked meanwhile", 3.0),
+            ("a", "assistant", "r", 4.0),
+            ("b", "assistant", "s", 5.0),
         )
     ]
-    assert [(one.question, one.answer, one.at) for one in paired("apollo", turns)] == [("q", "r", 2.0)]
+    assert [(one.question, one.answer, one.at) for one in paired("apollo", turns)] == [
+        ("q", "r", 2.0),
+        ("asked meanwhile", "s", 3.0),
+    ]
