@@ -69,7 +69,7 @@ def prepare() -> None:
 
 
 def close() -> None:
-    """Closes what `prepare` opened. A process that forks must: an answer read by a sibling is nobody's."""
+    """Closes what `prepare` opened. What is open at a fork is shared: siblings would read each other's answers."""
     if _netlink.cache_info().currsize:
         _netlink().close()
         _netlink.cache_clear()

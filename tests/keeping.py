@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -177,6 +178,13 @@ def wait_gone(pid: int, within: float = 10.0) -> None:
         assert select.select([ended], [], [], within)[0], f"process {pid} goes on"
     finally:
         os.close(ended)
+
+
+def wait_reaped(pid: int, within: float = 10.0) -> None:
+    """Returns when its parent has taken note of a process's end."""
+    deadline = time.monotonic() + within
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, f"process {pid} is not reaped"
 
 
 async def gone(pid: int, within: float = 10.0) -> None:

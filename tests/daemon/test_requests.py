@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,9 @@ async def test_our_own_fault_without_a_stream_is_an_internal_error(tmp_path: Pat
     assert (reply["type"], reply["code"], reply["partial"], reply["request_id"]) == ("error", "internal", "Hel", "r1")
 
 
+ENDS = tuple(f'{{"type":"{kind}"' for kind in ("stream_end", "stream_error", "error"))
+
+
 def nested(depth: int) -> bytes:
     return b'{"content":"x","stream":true,"context":{"a":%s%s}}' % (b"[" * depth, b"]" * depth)
 
@@ -386,10 +390,11 @@ async def test_json_of_any_depth_has_an_end(tmp_path: Path) -> None:
         for depth in range(deepest - 80, deepest + 20):
             client.send(nested(depth) + b"\n")
             with anyio.fail_after(5):
-                reply = await client.reply()
-                while reply["type"] not in ("stream_end", "stream_error", "error"):
-                    reply = await client.reply()
-            ends.add(reply.get("code"))
+                # Not parsed: what the specialist can just read may be too deep for us.
+                while not (line := await client.text()).startswith(ENDS):
+                    assert line, "the connection ended where a reply was due"
+            code = re.search(r'"code":"(\w+)"', line)
+            ends.add(code and code[1])
     assert {None, "bad_json"} <= ends <= {None, "bad_json", "internal"}
 
 

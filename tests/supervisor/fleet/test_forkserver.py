@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from keeping import fork_server, specialist, wait_gone
+from keeping import fork_server, specialist, wait_gone, wait_reaped
 from team import free_port
 
 from protocol.framing import LineBuffer
@@ -226,7 +226,7 @@ def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path
         with supervisor(path) as first:
             pid = first.start(specialist(tmp_path, role="import time, os; input_ = os.read(0, 1); time.sleep(60)"))
         os.kill(pid, signal.SIGKILL)
-        wait_gone(pid)
+        wait_reaped(pid)
         for _ in range(2):  # whoever only looks whether it runs has not been told anything
             with supervisor(path) as looking:
                 assert [one.pid for one in looking.living.exits] == [pid]
