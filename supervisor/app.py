@@ -50,6 +50,7 @@ logger = logging.getLogger("chorus.supervisor")
 ORDERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # each of them is a `down`
 LOST_WITHIN = 30.0  # seconds in which a few lost fork servers are an accident, and more a reason to try slowly
 LIVENESS_RESTARTS = 3  # hung processes of the whole fleet ended at the same time
+LOCK_WITHIN = 0.1  # seconds: a command that looks whether the lock is held has it for a moment itself
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -303,12 +304,18 @@ def lock_holder(loaded: Loaded) -> int | None:
 def _lock(state: Path) -> int:
     """One supervisor for each state folder. The lock lives as long as the descriptor."""
     descriptor = os.open(state / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held_by = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise AlreadyRunning(int(held_by) if held_by.isdigit() else None) from None
+    deadline = time.monotonic() + LOCK_WITHIN
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(LOCK_WITHIN / 10)
+                continue
+            held_by = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise AlreadyRunning(int(held_by) if held_by.isdigit() else None) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor

@@ -15,7 +15,7 @@ from supervisor.cli.exits import Exit, Failure
 from supervisor.config import Loaded
 
 SUPERVISOR_WITHIN = 30.0  # seconds for the supervisor's socket to answer
-UNWAITED = frozenset({"failed"})  # states nobody waits out
+LOOK_EVERY = 0.02  # seconds between two looks at a supervisor that is coming up
 
 
 @click.command("up")
@@ -86,6 +86,8 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
         is_ready = bool(pipe.read())  # ends when the supervisor answers, or dies without a word
     if not is_ready:
         process.wait()
+        if _lock_is_held(loaded):
+            return False  # somebody else's `up` was faster
         tail = _tail(log)
         raise Failure(f"the supervisor ended at once: {tail}", Exit.FAILED, remedy=f"read {log}")
     return True
@@ -105,8 +107,25 @@ def _lock_is_held(loaded: Loaded) -> bool:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    lines = [
+        line for line in log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("  do: ")
+    ]
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+async def _until_it_answers(loaded: Loaded) -> None:
+    """Returns when a supervisor that somebody else has just started can be asked, or is not there any more."""
+    import anyio
+
+    from supervisor.cli.reach import supervisor
+
+    with anyio.move_on_after(SUPERVISOR_WITHIN):
+        while _lock_is_held(loaded):
+            try:
+                async with supervisor(loaded):
+                    return
+            except Failure:
+                await anyio.sleep(LOOK_EVERY)
 
 
 async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool, began: float) -> int:
@@ -119,6 +138,8 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool, be
 
     states: dict[str, str] = {}
     with anyio.move_on_after(wait_timeout) as patience:
+        if not started:
+            await _until_it_answers(loaded)
         async with supervisor(loaded) as connection:
             async for change in connection.ask(Watch()):
                 if isinstance(change, Snapshot):

@@ -7,7 +7,6 @@ nothing that a child inherits can be half-way through something.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -37,7 +36,6 @@ REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
 DESCRIPTORS = 65_536
 END_MARGIN = 2.0  # seconds beyond their own grace that processes have when all are stopped without a supervisor
 KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
-PR_SET_NAME = 15
 OURS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # What libraries import only when it is used: in here once, or in every child again (16 ms and 14 MB each, measured).
@@ -215,7 +213,7 @@ class ForkServer:
                 if name != config.name:
                     for other in others:
                         other.close()
-            name_process(calls.title(config.name, config.port))
+            setproctitle(calls.title(config.name, config.port))
             log_dir = Path(config.log_dir) if config.log_dir else None
             if log_dir is not None:
                 redirect_output(log_dir / f"{config.name}.out")
@@ -299,7 +297,7 @@ class ForkServer:
 def main(listening: socket.socket, log_dir: Path) -> NoReturn:
     """Is the fork server from here on; `listening` is the UNIX socket that supervisors connect to."""
     os.setsid()  # Ctrl-C in the supervisor's terminal is not ours
-    name_process("chorus: fork server")
+    setproctitle("chorus: fork server")
     redirect_output(log_dir / "forkserver.out")
     raise_descriptor_limit()
     for name in PRELOADED:
@@ -318,16 +316,8 @@ def _kill_group(leader: int) -> None:
         pass  # it was alone; macOS says the second of a group of zombies
 
 
-def name_process(title: str) -> None:
-    """What ps and top show."""
-    setproctitle(title)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_NAME, title.removeprefix("chorus: ").encode()[:15], 0, 0, 0)
-
-
 def redirect_output(path: Path) -> None:
     """Standard output and error to the end of a file: a pipe would kill us when its reader dies."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, 0)
