@@ -34,7 +34,7 @@ from protocol.settings import SpecialistConfig
 from supervisor.config import Loaded, team
 from supervisor.control import Control, Fleet
 from supervisor.errors import AlreadyRunning, ForkServerLost
-from supervisor.fleet import launch, restart, survivors
+from supervisor.fleet import launch, restart
 from supervisor.fleet.calls import Exited, Living
 from supervisor.fleet.inbox import Adopted, Command
 from supervisor.fleet.keeper import END_MARGIN, Keeper
@@ -240,6 +240,10 @@ async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path, leaving: anyio.
 
 async def _end_survivors(specialists: list[SpecialistStatus], loaded: Loaded, leaving: anyio.abc.TaskGroup) -> None:
     """Asks processes without a fork server to end: in `leaving`, since their answers may take as long as their grace."""
+    if not any(one.pid for one in specialists):
+        return
+    from supervisor.fleet import survivors  # psutil, which a start after a clean end does without
+
     if found := survivors.find(specialists):
         logger.warning("%d specialists have lost their fork server: they end and are started anew", len(found))
         leaving.start_soon(survivors.end, found, loaded.settings.supervision.grace + END_MARGIN)
@@ -247,6 +251,8 @@ async def _end_survivors(specialists: list[SpecialistStatus], loaded: Loaded, le
 
 def end_survivors(loaded: Loaded) -> int:
     """Ends specialists that have neither a supervisor nor a fork server any more; returns how many there were."""
+    from supervisor.fleet import survivors
+
     before = read_journal(journal_of(loaded))
     found = survivors.find(before.specialists) if before is not None else []
     if found:
