@@ -43,11 +43,17 @@ GIVE_UP_AFTER = 120.0  # seconds a command waits for one specialist
 SETBACK = 0.5  # a pause longer than this before the next try is an answer to whoever waits for a start
 LAST_WORDS = 1.0  # seconds for those who wait for the end to be told
 LOOK_EVERY = 1.0  # seconds between looks at a client that asks nothing more: is it still there?
+RETRY_ACCEPT_AFTER = 0.1
 WRITE_WITHIN = 30.0  # seconds a client has to take a line
 
 
 class Fleet:
-    """The keepers and what can be asked of them together. `stop` set means that the supervisor goes down."""
+    """The keepers and what can be asked of them together. `stop` set means that the supervisor goes down.
+
+    `errands` is the control socket's task group, in which commands run: it is there as long as they can be asked.
+    """
+
+    errands: anyio.abc.TaskGroup
 
     def __init__(self, registry: Registry, keepers: dict[str, Keeper], stop: anyio.Event, loaded: Loaded) -> None:
         self.registry = registry
@@ -77,24 +83,31 @@ class Fleet:
     async def command(self, request: messages.Named, names: list[str]) -> list[Outcome]:
         """Carries out start, stop, restart or drain for some, side by side; rolling restarts one after the other."""
         outcomes: list[Outcome] = []
+        done = anyio.Event()
 
         async def one(name: str) -> None:
             outcomes.append(await self._command_one(request, name))
 
-        if isinstance(request, messages.Restart) and request.rolling:
-            for name in names:
-                await one(name)
-        else:
-            async with anyio.create_task_group() as group:
+        async def work() -> None:
+            if isinstance(request, messages.Restart) and request.rolling:
                 for name in names:
-                    group.start_soon(one, name)
+                    await one(name)
+            else:
+                async with anyio.create_task_group() as group:
+                    for name in names:
+                        group.start_soon(one, name)
+            done.set()
+
+        # Not in the client's own task: what it asked for goes on when it leaves.
+        self.errands.start_soon(work)
+        await done.wait()
         return outcomes
 
     def go_down(self, grace: float | None) -> None:
         """Has the supervisor go down; a second time with less patience."""
         if self.stop.is_set() and grace is not None:
             for keeper in self.keepers.values():
-                keeper.tell(Command("stop", "the team goes down at once", grace))
+                keeper.tell(Command("stop", "the team goes down at once", grace), urgent=True)
         self.grace = grace
         self.stop.set()
 
@@ -103,7 +116,7 @@ class Fleet:
         self.registry.set_state("stopping")
         commands = [Command("stop", "the team goes down", self.grace) for _ in self.keepers]
         for keeper, command in zip(self.keepers.values(), commands, strict=True):
-            keeper.tell(command)
+            keeper.tell(command, urgent=True)
         for command in commands:
             await command.taken.wait()
         await self.registry.wait_for(lambda: all(one.is_gone for one in self.keepers.values()))
@@ -195,9 +208,15 @@ class Control:
         private_folder(self.path.parent)
         self.path.unlink(missing_ok=True)  # a stale one: the lock says that nobody else is there
         listener = await anyio.create_unix_listener(os.fspath(self.path), mode=0o600)
-        async with listener:
+        async with listener, anyio.create_task_group() as self.fleet.errands:
             task_status.started()
-            await listener.serve(self._serve)
+            while True:
+                try:
+                    await listener.serve(self._serve, self.fleet.errands)
+                except OSError as error:
+                    # anyio leaves the errors of accept(2) to us: out of descriptors, the supervisor must not fall.
+                    logger.error("cannot accept a connection: %s; trying again", error.strerror)
+                    await anyio.sleep(RETRY_ACCEPT_AFTER)
 
     async def tell_the_last(self) -> None:
         """Lets those who asked for the end hear that it came."""

@@ -35,6 +35,8 @@ from supervisor.fleet.calls import Answered, Exited, Living
 REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
 DESCRIPTORS = 65_536
 END_MARGIN = 2.0  # seconds beyond their own grace that processes have when all are stopped without a supervisor
+TOLD_WITHIN = 5.0  # seconds a supervisor has to read what it is told, before it counts as gone
+RETRY_AFTER = 0.1  # seconds until a supervisor that could not be met is met again
 KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
 OURS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -75,11 +77,22 @@ class ForkServer:
             if self._wakeup in ready:
                 self._take_signals()
             if self._listening in ready:
-                self._meet(self._listening.accept()[0])
+                self._accept()
             elif self._supervisor in ready:
                 self._hear()
 
     # -- the supervisor ---------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            supervisor = self._listening.accept()[0]
+        except OSError as error:
+            # Out of descriptors, or gone before it was met: it comes again.
+            print(f"a supervisor could not be met: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            time.sleep(RETRY_AFTER)
+            return
+        supervisor.settimeout(TOLD_WITHIN)
+        self._meet(supervisor)
 
     def _meet(self, supervisor: socket.socket) -> None:
         """A new supervisor: the old one, if it is still connected, is superseded."""
@@ -118,7 +131,8 @@ class ForkServer:
         assert self._supervisor is not None
         self._supervisor.close()
         self._supervisor = None
-        if self._stop_without_supervisor and self._has_asked:
+        had_asked, self._has_asked = self._has_asked, False
+        if self._stop_without_supervisor and had_asked:
             self._end_everything()
 
     def _obey(self, call: calls.AnyCall) -> None:
@@ -149,15 +163,23 @@ class ForkServer:
             self._tell(Answered(number=call.number, errno=error.errno, error=error.strerror or str(error)))
 
     def _tell(self, report: calls.AnyReport) -> None:
+        if isinstance(report, Exited) and not self._has_asked:
+            self._exits.append(report)
         if self._supervisor is None:
-            if isinstance(report, Exited):
-                self._exits.append(report)
             return
         try:
             self._supervisor.sendall(calls.line(report))
         except OSError:
-            if isinstance(report, Exited):
+            if isinstance(report, Exited) and self._has_asked:
                 self._exits.append(report)
+            self._give_up_on(self._supervisor)
+
+    def _give_up_on(self, supervisor: socket.socket) -> None:
+        """Gone, or it has not read for so long that half a line is all that went out: its end is seen when it is heard."""
+        try:
+            supervisor.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone
 
     def _bind(self, call: calls.Bind) -> None:
         place = (call.addresses, call.port)
@@ -187,10 +209,12 @@ class ForkServer:
         sys.stderr.flush()
         # A signal for the child must find the child's own ways: through ours it would be lost, and written into our pipe.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
-        pid = os.fork()
-        if pid == 0:
-            self._become(config, listeners)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(config, listeners)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._processes[pid] = calls.Process(
             name=config.name, pid=pid, started=time.time(), fingerprint=calls.fingerprint(config)
         )

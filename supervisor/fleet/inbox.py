@@ -59,10 +59,10 @@ class Inbox:
         self.is_closed = False
         self._send, self._receive = anyio.create_memory_object_stream[Happening](SIZE)
 
-    def put(self, happening: Happening) -> None:
+    def put(self, happening: Happening, *, urgent: bool = False) -> None:
         """Never waits. While the fork server is slow to answer, verdicts are left out.
 
-        Raises Busy for a command when hundreds wait already.
+        Raises Busy for a command when hundreds wait already, unless it is urgent: the end of the team is.
         """
         if self.is_closed:
             _set_taken(happening)
@@ -70,7 +70,7 @@ class Inbox:
         waiting = self._send.statistics().current_buffer_used
         if isinstance(happening, Heard) and waiting >= MOST_VERDICTS:
             return
-        if isinstance(happening, Command) and waiting >= MOST_COMMANDS:
+        if isinstance(happening, Command) and waiting >= MOST_COMMANDS and not urgent:
             raise Busy(f"{waiting} commands wait for {self.name} already", retry_after=1.0)
         self._send.send_nowait(happening)
 

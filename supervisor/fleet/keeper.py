@@ -80,9 +80,9 @@ class Keeper:
         """No process of this name lives."""
         return self.state is State.STOPPED and self.pid is None and not self.replaced
 
-    def tell(self, happening: Happening) -> None:
-        """Something happened. Never waits; raises Busy for a command when hundreds wait already."""
-        self.inbox.put(happening)
+    def tell(self, happening: Happening, *, urgent: bool = False) -> None:
+        """Something happened. Never waits; raises Busy for a command when hundreds wait already and it is not urgent."""
+        self.inbox.put(happening, urgent=urgent)
 
     def due_in(self) -> float:
         """Seconds until the next try, while it is backing off or failed."""
@@ -235,7 +235,7 @@ class Keeper:
         if found.draining:
             self._step(Event.DRAIN, cause)
         self._watch(found.pid)
-        if found.fingerprint != fingerprint(self.config):
+        if found.fingerprint != fingerprint(self.config) and not found.draining:
             await self._restart("its configuration has changed")
 
     async def _replace(self, pid: int) -> None:
