@@ -152,6 +152,19 @@ async def test_stop_drain_and_start_say_what_became_of_them(team: Team) -> None:
     assert one(await report(team), "metis").state == "ready"
 
 
+async def test_a_rolling_restart_goes_on_when_its_client_leaves(team: Team) -> None:
+    before = {entry.name: entry.pid for entry in (await report(team)).specialists}
+    async with control(team) as operator:
+        async for answer in operator.ask(Restart(rolling=True)):
+            assert isinstance(answer, Progress)
+            break
+    with anyio.fail_after(20):
+        while True:
+            after = (await report(team)).specialists
+            if all(entry.pid != before[entry.name] and entry.state == "ready" for entry in after):
+                break
+
+
 async def test_a_rolling_restart_goes_one_by_one(team: Team) -> None:
     async with control(team) as operator:
         answers = [answer async for answer in operator.ask(Restart(rolling=True))]

@@ -236,6 +236,17 @@ def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path
             assert third.living.exits == []
 
 
+def test_an_exit_that_was_told_to_somebody_who_only_looked_is_not_lost(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path:
+        with supervisor(path) as first:
+            pid = first.start(specialist(tmp_path))
+        with supervisor(path) as looking:
+            os.kill(pid, signal.SIGKILL)
+            assert looking.exit_of(pid).signal == signal.SIGKILL
+        with supervisor(path) as second:
+            assert [one.pid for one in second.living.exits] == [pid]
+
+
 def test_a_new_supervisor_supersedes_the_old_one(tmp_path: Path) -> None:
     with fork_server(tmp_path) as path, supervisor(path) as old, supervisor(path) as new:
         assert old.ended()
