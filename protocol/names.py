@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from protocol.errors import NotFound
 
 # The port of a specialist is port_base + its offset. The table is the original's: its clients have these ports built in.
 OFFSETS: dict[str, int] = {
@@ -62,3 +65,21 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     candidates = names + [alias for one in names for alias in spellings(one)]
     found = difflib.get_close_matches(canonical(name), candidates, n=count, cutoff=0.6)
     return list(dict.fromkeys(canonical(one) for one in found))
+
+
+def chosen(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Names in any spelling, globs and `all` into known names, in their order; None is all.
+
+    Raises NotFound with the nearest names for one that is nobody's.
+    """
+    if asked is None or list(asked) == ["all"]:
+        return list(known)
+    found: set[str] = set()
+    for one in asked:
+        matching = fnmatch.filter(known, canonical(one))
+        if not matching:
+            close = near(one, known)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"the team is {', '.join(known)}"
+            raise NotFound(f"there is no specialist {one!r}: {hint}")
+        found.update(matching)
+    return [name for name in known if name in found]

@@ -6,7 +6,6 @@ not read loses its connection, not the fleet its pace.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import os
 import select
@@ -24,7 +23,7 @@ from protocol import control as messages
 from protocol import names as spelling
 from protocol.codec import BadLine, encode, error_reply, parse_json
 from protocol.control import CONTROL_TYPES, Outcome, Progress, Result, SpecialistStatus, decoders
-from protocol.errors import BadRequest, Busy, Forbidden, LineTooLong, NotFound, ProtocolError, UnknownType
+from protocol.errors import BadRequest, Busy, Forbidden, LineTooLong, ProtocolError, UnknownType
 from protocol.framing import LineBuffer
 from protocol.messages import Request
 from supervisor.config import Loaded
@@ -67,18 +66,7 @@ class Fleet:
 
     def resolve(self, asked: list[str] | None) -> list[str]:
         """Names, aliases and globs into names, in the roster's order; raises NotFound with the nearest ones."""
-        known = self.registry.names
-        if asked is None or asked == ["all"]:
-            return known
-        chosen: set[str] = set()
-        for one in asked:
-            found = fnmatch.filter(known, spelling.canonical(one))
-            if not found:
-                near = spelling.near(one, known)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"the team is {', '.join(known)}"
-                raise NotFound(f"there is no specialist {one!r}: {hint}")
-            chosen.update(found)
-        return [name for name in known if name in chosen]
+        return spelling.chosen(asked, self.registry.names)
 
     async def command(self, request: messages.Named, names: list[str]) -> list[Outcome]:
         """Carries out start, stop, restart or drain for some, side by side; rolling restarts one after the other."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import click
 from protocol import names as spelling
 from supervisor.cli import look, records
 from supervisor.cli.context import settings_of
-from supervisor.cli.exits import Exit, Failure
+from supervisor.cli.exits import Exit
 from supervisor.cli.follow import Tail
 from supervisor.cli.records import OUTPUT, Record
 from supervisor.config import Loaded
@@ -69,22 +68,13 @@ def logs_command(
     return Exit.DONE
 
 
-def choose(asked: Iterable[str], loaded: Loaded) -> list[str]:
-    """Whose logs: everybody's, or those of the names, aliases and globs. Raises Failure (exit 4) for a stranger."""
+def choose(asked: Sequence[str], loaded: Loaded) -> list[str]:
+    """Whose logs: everybody's, or those of the names, aliases and globs. Raises NotFound for a stranger."""
     roster = loaded.settings.roster
     if not asked or list(asked) == ["all"]:
         return [*roster, *HOUSE]
     written = sorted({path.name.split(".")[0] for path in loaded.dirs.logs.glob("*.*")})
-    known = list(dict.fromkeys([*roster, *HOUSE, *written]))
-    chosen: set[str] = set()
-    for one in asked:
-        found = fnmatch.filter(known, spelling.canonical(one))
-        if not found:
-            near = spelling.near(one, known)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-            raise Failure(f"no log of {one!r}: {hint}", Exit.NO_SUCH_SPECIALIST, code="not_found")
-        chosen.update(found)
-    return [name for name in known if name in chosen]
+    return spelling.chosen(asked, list(dict.fromkeys([*roster, *HOUSE, *written])))
 
 
 def recent(name: str, tail: Tail, limit: int | None, earliest: float, *, keep_open: bool) -> list[Record]:

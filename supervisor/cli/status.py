@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Sequence
 
@@ -122,16 +121,9 @@ def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | Non
         return glance(loaded, names), True
     except Failure:
         last = last_report(loaded)
-    if last is None or names in (None, ["all"]):
-        return last, False
-    known = [one.name for one in last.specialists]
-    chosen: set[str] = set()
-    for name in names:
-        found = fnmatch.filter(known, spelling.canonical(name))
-        if not found:
-            raise Failure(f"there is no specialist {name!r}", Exit.NO_SUCH_SPECIALIST, code="not_found")
-        chosen.update(found)
-    return of_some(last, chosen), False
+    if last is None:
+        return None, False
+    return of_some(last, set(spelling.chosen(names, [one.name for one in last.specialists]))), False
 
 
 def of_some(report: StatusReport, names: set[str]) -> StatusReport:

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 
 from protocol import names
+from protocol.errors import NotFound
 
 WIRE_ROSTER = {
     "engram": 0, "hermes": 1, "ergon": 2, "rhetor": 3, "terma": 4, "athena": 5, "prometheus": 6,
@@ -109,3 +110,13 @@ def test_only_known_names_are_suggested_and_each_once() -> None:
     assert names.near("apollo", ["athena"]) == []
     assert names.near("tekton_cor", ["tekton_core"]) == ["tekton_core"]
     assert len(names.near("e", names.ROSTER, count=2)) <= 2
+
+
+def test_names_are_chosen_in_any_spelling_and_by_glob_in_the_order_of_the_team() -> None:
+    assert names.chosen(["numa-ai", "Budget", "a*"], names.ROSTER) == ["athena", "apollo", "penia", "numa"]
+    assert names.chosen(None, names.ROSTER) == names.chosen(["all"], names.ROSTER) == list(names.ROSTER)
+
+
+def test_a_name_that_is_nobodys_is_answered_with_the_nearest() -> None:
+    with pytest.raises(NotFound, match="did you mean apollo"):
+        names.chosen(["apolo"], names.ROSTER)
