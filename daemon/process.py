@@ -51,7 +51,9 @@ async def _serve(config: SpecialistConfig, listeners: list[socket.socket]) -> No
 
     async with anyio.create_task_group() as house:
         await house.start(specialist.run)
-        logger.info("listening on port %d, answers from %s", config.port, specialist.backend.model)
+        logger.info(
+            "listening on port %d, answers from %s", config.port, specialist.backend.model or specialist.backend.kind
+        )
         await server.serve(listeners, stop, config.grace)
         house.cancel_scope.cancel()
     await specialist.sessions.close()

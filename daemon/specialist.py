@@ -84,7 +84,9 @@ class Specialist:
         `asked` is when the question arrived: it may have waited for its turn, and its deadline with it.
         """
         if self.draining:
-            raise Draining(f"{self.config.name} is going away: ask again in a moment", retry_after=1.0)
+            name = self.config.name
+            sentence = f"{name} takes no new questions: ask again in a moment; if it stays so, chorus start {name}"
+            raise Draining(sentence, retry_after=1.0)
         context = read_context(chat.context)
         if not chat.text.strip() and not context.previous_response:
             raise BadRequest("content: empty; say what to answer")

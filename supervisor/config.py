@@ -25,7 +25,7 @@ from supervisor.checks import Leaves, Said, Source
 from supervisor.locate import Key, dotted
 from supervisor.places import Dirs
 
-__all__ = ["ConfigError", "Dirs", "Loaded", "load", "resolve", "team", "user_file"]
+__all__ = ["ConfigError", "Dirs", "Loaded", "load", "resolve", "team", "user_file", "without_files"]
 
 SYSTEM_FILE = Path("/etc/chorus/chorus.toml")
 DEFAULT = "default"
@@ -117,6 +117,21 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
         url_asked_for=spelled.backend.url is not None,
         allowed_uids=[uid for user in spelled.allow_users if (uid := sense.uid(user)) is not None],
         api_key=api_key,
+    )
+
+
+def without_files(environ: Mapping[str, str]) -> Loaded:
+    """The defaults, with only the folders and the socket taken from the surroundings: enough to reach what runs."""
+    dirs = places.dirs(environ)
+    return Loaded(
+        settings=Settings(),
+        origins={},
+        files=[],
+        dirs=dirs,
+        socket=places.socket_path(dirs, environ),
+        url_asked_for=False,
+        allowed_uids=[],
+        api_key=None,
     )
 
 

@@ -70,11 +70,9 @@ def ask_command(
         from supervisor.cli.stream import Outlet, tell
 
         everybody = await colleagues(loaded)
-        place = everybody.place(name) if name else await everybody.choose()
+        place = everybody.to_ask(name) if name else await everybody.choose()
         if not name:
             tell(f"{place.name} answers")
-        if place.state == "stopped":
-            raise everybody.unreachable(place.name)
         saved = Saved(save) if save else None
         options = Options(model=model, think=True if think == "show" else None)
         chat = Chat(content=question, stream=True, context=context or None, options=options)

@@ -125,7 +125,7 @@ class Talk:
         everybody = await colleagues(self.loaded)  # each time: it may have moved
         context = {"session_id": self.session}
         chat = Chat(content=text, stream=True, context=context, history=self.turns, options=self.options)
-        asking = Asking(everybody.place(self.name), chat, Outlet(sys.stdout))
+        asking = Asking(everybody.to_ask(self.name), chat, Outlet(sys.stdout))
         await asking.run()
         tell_the_end(asking, builtin_notice=not self._noticed)
         self._noticed = True

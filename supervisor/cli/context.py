@@ -9,7 +9,7 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from supervisor.config import Loaded, load
+from supervisor.config import ConfigError, Loaded, load, without_files
 
 
 class Invocation(Struct, frozen=True, kw_only=True):
@@ -30,6 +30,17 @@ def invocation(ctx: click.Context) -> Invocation:
     found = ctx.find_object(Invocation)
     assert found is not None, "the main group sets ctx.obj"
     return found
+
+
+def surroundings_of(ctx: click.Context) -> Loaded:
+    """As settings_of, for commands that only reach what runs already: a mistake in the configuration must not keep
+    a user from looking at the team or from stopping it. The mistakes are said, and left out.
+    """
+    try:
+        return settings_of(ctx)
+    except ConfigError as error:
+        click.echo(f"{error}\nthe configuration is left out", err=True)
+        return without_files(invocation(ctx).environ)
 
 
 def settings_of(ctx: click.Context) -> Loaded:

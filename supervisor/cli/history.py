@@ -146,7 +146,7 @@ async def _whom(loaded: Loaded, name: str | None) -> tuple[Any, list[Any], list[
 
     everybody = await colleagues(loaded)
     if name is not None:
-        return everybody, [everybody.place(everybody.named(name))], []
+        return everybody, [everybody.to_ask(everybody.named(name))], []
     if everybody.report is None:
         alone = await everybody.alone(everybody.roster)
         if not alone:
@@ -251,7 +251,9 @@ def _remove(
     if not book.exchanges:
         tell(f"nothing to delete: {turns}")
         return Exit.PARTIAL if book.missing else Exit.DONE
-    if not yes and sys.stdin.isatty() and not click.confirm(f"delete {turns}?", err=True):
+    if not yes and not sys.stdin.isatty():
+        raise Failure(f"this deletes {turns}, and there is nobody here to ask", Exit.USAGE, remedy="say --yes")
+    if not yes and not click.confirm(f"delete {turns}?", err=True):
         return Exit.FAILED
     removed, missing = anyio.run(_reset, loaded, book.exchanges)
     tell(f"deleted {removed} of {turns}")

@@ -5,6 +5,8 @@ click's own endings are not ours: it turns SIGINT and a broken pipe into exit co
 
 from __future__ import annotations
 
+import difflib
+import errno
 import importlib
 import os
 import sys
@@ -44,6 +46,9 @@ COMMANDS = {
 }
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)  # what a full or closed standard output says
+
+
 class Commands(click.Group):
     """The group that imports a command's module when it is called."""
 
@@ -62,6 +67,14 @@ class Commands(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"supervisor.cli.{module}"), f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Names the nearest command for one that there is not."""
+        if args and args[0] not in COMMANDS and (close := difflib.get_close_matches(args[0], COMMANDS, n=1)):
+            ctx.fail(f"there is no command {args[0]!r}: did you mean {close[0]}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `chorus --help`, in our order and not in the alphabet's."""
@@ -119,6 +132,7 @@ def main() -> NoReturn:
     words = sys.argv[1:]
     options = words[: words.index("--")] if "--" in words else words
     debug, as_json = "--debug" in options, "--json" in options
+    _open_closed_streams()
     try:
         code = chorus.main(standalone_mode=False, prog_name="chorus")
         sys.stdout.flush()
@@ -138,6 +152,11 @@ def main() -> NoReturn:
             _tell_program("config", str(error), "chorus config check")
         _say(str(error))
         _exit(Exit.USAGE)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _say(f"error: the output cannot be written: {error.strerror}")
+        _exit(Exit.FAILED)
     except (Failure, ProtocolError) as error:
         failure = error if isinstance(error, Failure) else failure_of(error)
         if debug:
@@ -145,6 +164,13 @@ def main() -> NoReturn:
 
             traceback.print_exc()
         _fail(failure, as_json=as_json)
+
+
+def _open_closed_streams() -> None:
+    """Whoever called us may have closed standard output or error: what is said there is lost, and nothing else."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we live
 
 
 def _fail(failure: Failure, *, as_json: bool) -> NoReturn:

@@ -11,12 +11,13 @@ import msgspec
 from protocol import names as spelling
 from protocol.control import SpecialistStatus, StatusReport
 from supervisor.cli import look
-from supervisor.cli.context import settings_of
+from supervisor.cli.context import surroundings_of
 from supervisor.cli.exits import Exit, Failure
 from supervisor.config import Loaded
 
 HEADER = ("NAME", "STATE", "PORT", "PID", "UPTIME", "RESTARTS", "MODEL", "TOK/S", "MEMORY", "LAST ERROR")
 UP = ("ready", "degraded")
+AS_ASKED = "stopped as asked"  # the cause of an end that was no failure
 
 
 @click.command("status")
@@ -27,7 +28,7 @@ UP = ("ready", "degraded")
 @click.pass_context
 def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool) -> int:
     """Show the team, or some of it."""
-    loaded = settings_of(ctx)
+    loaded = surroundings_of(ctx)
     chosen = list(names) or None
     if watch:
         import anyio
@@ -98,7 +99,8 @@ def advice(report: StatusReport) -> list[str]:
 
 
 def _row(one: SpecialistStatus) -> Sequence[str]:
-    exit_ = f"last exit: {one.last_exit.cause}" if one.last_exit and one.restarts and one.state in UP else ""
+    failed = one.last_exit is not None and one.restarts > 0 and one.last_exit.cause != AS_ASKED
+    exit_ = f"last exit: {one.last_exit.cause}" if failed and one.last_exit and one.state in UP else ""
     return (
         one.name,
         one.state,

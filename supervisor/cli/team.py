@@ -25,7 +25,13 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 @click.command("team", cls=MarksTheText)
 @click.argument("words", nargs=-1, metavar="TEXT...", type=click.UNPROCESSED)
 @click.option("--only", metavar="A,B", help="Ask these only.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds one of them may be silent.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,  # a local model may read a long prompt, or serve somebody else, for longer than a web client waits
+    show_default=True,
+    help="Seconds one of them may be silent.",
+)
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
 @click.option("--synthesize", metavar="NAME", help="Let this one make one answer of all of them, afterwards.")
 @click.option("--view", type=click.Choice(["auto", "columns", "lines", "blocks"]), default="auto")
@@ -39,7 +45,7 @@ def team_command(
     ctx: click.Context,
     words: tuple[str, ...],
     only: str | None,
-    timeout: float | None,
+    timeout: float,
     deadline: float | None,
     synthesize: str | None,
     view: str,

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from supervisor.cli import look
-from supervisor.cli.context import invocation, settings_of
+from supervisor.cli.context import invocation, settings_of, surroundings_of
 from supervisor.cli.exits import Exit, Failure
 from supervisor.config import Loaded
 
@@ -42,7 +42,7 @@ def down_command(ctx: click.Context, grace: float | None) -> int:
     """Stop the team; answers that are under way are finished first."""
     import anyio
 
-    return anyio.run(_down, settings_of(ctx), grace)
+    return anyio.run(_down, surroundings_of(ctx), grace)
 
 
 def _be_the_supervisor(loaded: Loaded, ready_fd: int | None) -> int:
@@ -62,7 +62,7 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
 
     from supervisor.places import private_folder
 
-    if _lock_is_held(loaded):
+    if _lock_is_held(loaded) and not _has_gone_down(loaded):
         return False
     call = invocation(ctx)
     flags = [f"--config={call.config_file}"] if call.config_file else []
@@ -90,6 +90,21 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
             return False  # somebody else's `up` was faster
         tail = _tail(log)
         raise Failure(f"the supervisor ended at once: {tail}", Exit.FAILED, remedy=f"read {log}")
+    return True
+
+
+def _has_gone_down(loaded: Loaded) -> bool:
+    """Waits for a supervisor that is on its way down; False at once for one that stays."""
+    from supervisor.cli.reach import glance
+
+    try:
+        if glance(loaded, None).supervisor.state != "stopping":
+            return False
+    except Failure:
+        return False
+    click.echo("waiting for the team to go down", err=True)
+    while _lock_is_held(loaded):
+        time.sleep(LOOK_EVERY)
     return True
 
 

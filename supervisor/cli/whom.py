@@ -22,6 +22,7 @@ from supervisor.config import Loaded
 SUPERVISOR_WITHIN = 3.0  # seconds; one that does not answer is treated as one that is not there
 PONG_WITHIN = 2.0  # seconds a specialist without a supervisor has to say that it is one
 ANSWERING = ("ready", "degraded")
+ABSENT = frozenset({"stopped", "backing_off", "failed"})  # no process of ours is behind the port
 LONG = 8  # letters from which two typing mistakes still leave a name recognisable
 SHORT = 5  # letters under which one mistake makes another word
 
@@ -78,6 +79,16 @@ class Colleagues:
         host = self.loaded.settings.host
         host = "127.0.0.1" if host in ("localhost", "0.0.0.0") else host  # where it listens, not where it is asked
         return Place(name, host, port_of(self.loaded, name), position)
+
+    def to_ask(self, name: str) -> Place:
+        """Where to ask a known specialist; Failure (exit 3) where the supervisor knows that it is not there.
+
+        Its port may be somebody else's then, and a question is not for strangers.
+        """
+        status = self.status(name)
+        if status is not None and status.state in ABSENT:
+            raise self.unreachable(name)
+        return self.place(name)
 
     async def choose(self) -> Place:
         """Who answers when nobody was named: ready, and with the least to do; the roster's order decides between equals."""

@@ -32,7 +32,7 @@ def owner_of(port: int) -> Owner | None:
             return Owner(None, "a process of another user, or one that has just ended", None, listening)
         try:
             process = psutil.Process(one.pid)
-            command = " ".join(process.cmdline()).strip()[:80] or process.name()
+            command = " ".join(" ".join(process.cmdline()).split())[:80] or process.name()
             return Owner(one.pid, command, time.time() - process.create_time(), listening)
         except psutil.Error:
             continue

@@ -188,7 +188,13 @@ class _Round:
             for one in self.progress:
                 limit = self._silent_at(one, now)
                 if now >= limit and one.limit_passed is None:
-                    self._leave(one, Trouble("stalled", f"silent for {self.silence:g} s, and left behind"))
+                    self._leave(
+                        one,
+                        Trouble(
+                            "stalled",
+                            f"silent for {self.silence:g} s, and left behind: raise --timeout, or see chorus models",
+                        ),
+                    )
                 elif one.limit_passed is None:
                     next_look = min(next_look, limit)
             if now >= deadline:
