@@ -34,13 +34,17 @@ def invocation(ctx: click.Context) -> Invocation:
 
 def surroundings_of(ctx: click.Context) -> Loaded:
     """As settings_of, for commands that only reach what runs already: a mistake in the configuration must not keep
-    a user from looking at the team or from stopping it. The mistakes are said, and left out.
+    a user from looking at the team or from stopping it. The mistakes are said, and left out; those of this very call
+    are its own.
     """
+    call = invocation(ctx)
     try:
         return settings_of(ctx)
     except ConfigError as error:
+        if call.config_file is not None or any(flag is not None for flag in call.flags.values()):
+            raise
         click.echo(f"{error}\nthe configuration is left out", err=True)
-        return without_files(invocation(ctx).environ)
+        return without_files(call.environ)
 
 
 def settings_of(ctx: click.Context) -> Loaded:
