@@ -22,7 +22,7 @@ from protocol.control import decode_answer as _decode_answer
 from protocol.errors import ConnectionLost, ProtocolError, Refused, SelfConnection, WrongReply
 from protocol.exchange import OVER, Exchange
 from protocol.framing import LineBuffer
-from protocol.messages import AnyReply, AnyRequest, Cancel, Cancelled, Error, Reply
+from protocol.messages import AnyReply, AnyRequest, Cancel, Cancelled, Error
 
 R = TypeVar("R")
 
@@ -192,6 +192,3 @@ def _reason(error: OSError) -> str:
     causes = getattr(error.__cause__, "exceptions", None)
     first = causes[0] if causes else error
     return (first.strerror or str(first)).lower()
-
-
-__all__ = ["Connection", "ControlConnection", "Reply", "connect", "connect_control"]

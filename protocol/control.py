@@ -73,6 +73,9 @@ decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items
 # -- what stands in the registry ----------------------------------------------------------------------------------------
 
 
+AS_ASKED = "stopped as asked"  # the cause of an end that was no failure
+
+
 class LastExit(Struct, frozen=True):
     """How a specialist's process ended last: why, as a sentence; the code or the signal; when, as a Unix time."""
 
@@ -145,7 +148,6 @@ class StatusReport(Struct, frozen=True, kw_only=True):
     gateway: GatewayStatus
     backend: BackendStatus
     specialists: list[SpecialistStatus]
-    notices: list[str] = []
 
 
 # -- answers ------------------------------------------------------------------------------------------------------------

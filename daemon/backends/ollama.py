@@ -21,14 +21,15 @@ from msgspec import Struct
 from daemon.backends import Prompt, Step, Waiting, http
 from daemon.backends.answering import answered
 from daemon.backends.call import Call
-from daemon.backends.http import UNREADABLE, Server, StatusError
+from daemon.backends.http import Server, StatusError
 from daemon.backends.memory import Memory
 from daemon.backends.ollama_models import OllamaModels, full_name
 from daemon.backends.ollama_wire import OllamaReading, chat_body, generate_body, load_body
 from daemon.backends.rhythm import USUAL, Rhythm
 from daemon.backends.upstream import Upstream
+from daemon.backends.vectors import vectors_of
 from daemon.backends.watching import Watch
-from protocol.errors import BackendDown, EmptyAnswer, ModelError, ModelMissing, ProtocolError, Stalled, Truncated
+from protocol.errors import BackendDown, EmptyAnswer, ModelMissing, ProtocolError, Stalled, Truncated
 from protocol.messages import BackendState, BackendStateName
 from protocol.settings import SpecialistConfig
 
@@ -60,6 +61,11 @@ class Vectors(Struct):
 
 
 _vectors = msgspec.json.Decoder(Vectors).decode
+
+
+def _read_vectors(body: bytes) -> tuple[list[list[float]], str]:
+    vectors = _vectors(body)
+    return vectors.embeddings, vectors.model
 
 
 class Ollama:
@@ -145,26 +151,7 @@ class Ollama:
         )
 
     async def embed(self, texts: list[str], model: str | None) -> tuple[list[list[float]], str]:
-        model = model or await self._default()
-        try:
-            with anyio.fail_after(self._config.limits.first_byte):
-                body = await self._upstream.fetch("POST", EMBED, {"model": model, "input": texts})
-            vectors = _vectors(body)
-        except StatusError as error:
-            raise http.refused(error.refusal, self._server, model) from None
-        except TimeoutError:
-            raise Stalled(
-                f"{self._server.url} made no vectors in time: ask with fewer texts, or raise limits.first_byte"
-            ) from None
-        except UNREADABLE as error:
-            raise ModelError(
-                f"{self._server.url} answered something else than vectors ({error}): is it Ollama?"
-            ) from None
-        if len(vectors.embeddings) != len(texts):
-            raise ModelError(
-                f"{self._server.url} made {len(vectors.embeddings)} vectors of {len(texts)} texts: see its log"
-            )
-        return vectors.embeddings, vectors.model or model
+        return await vectors_of(self._upstream, EMBED, model or await self._default(), texts, _read_vectors)
 
     async def _open(self, prompt: Prompt, call: Call) -> aiohttp.ClientResponse:
         """Everything up to the status line: a first look, the warm-up where it is needed, the question."""

@@ -25,8 +25,9 @@ from daemon.backends.memory import Memory, Remembered
 from daemon.backends.openai_wire import OpenAIReading, completion_body
 from daemon.backends.rhythm import USUAL, Rhythm
 from daemon.backends.upstream import Upstream
+from daemon.backends.vectors import vectors_of
 from daemon.backends.watching import Watch
-from protocol.errors import BackendDown, ModelError, ModelMissing, ProtocolError, Stalled
+from protocol.errors import BackendDown, ModelMissing, ProtocolError
 from protocol.messages import BackendState, BackendStateName
 from protocol.settings import SpecialistConfig
 
@@ -53,6 +54,12 @@ class Vectors(Struct):
 
 _list = msgspec.json.Decoder(ModelList).decode
 _vectors = msgspec.json.Decoder(Vectors).decode
+
+
+def _read_vectors(body: bytes) -> tuple[list[list[float]], str]:
+    """In the order of the texts: the server numbers them, and may answer in another order."""
+    vectors = _vectors(body)
+    return [vector.embedding for vector in sorted(vectors.data, key=lambda one: one.index)], vectors.model
 
 
 class OpenAICompatible:
@@ -159,24 +166,7 @@ class OpenAICompatible:
         return await self._upstream.post("/chat/completions", completion_body(model, prompt, self._config))
 
     async def embed(self, texts: list[str], model: str | None) -> tuple[list[list[float]], str]:
-        model = model or await self._default()
-        try:
-            with anyio.fail_after(self._config.limits.first_byte):
-                body = await self._upstream.fetch("POST", "/embeddings", {"model": model, "input": texts})
-            vectors = _vectors(body)
-        except StatusError as error:
-            raise http.refused(error.refusal, self._server, model) from None
-        except TimeoutError:
-            raise Stalled(
-                f"{self._server.url} made no vectors in time: ask with fewer texts, or raise limits.first_byte"
-            ) from None
-        except UNREADABLE as error:
-            raise ModelError(
-                f"{self._server.url} answered something else than vectors ({error}): see its log"
-            ) from None
-        if len(vectors.data) != len(texts):
-            raise ModelError(f"{self._server.url} made {len(vectors.data)} vectors of {len(texts)} texts: see its log")
-        return [vector.embedding for vector in sorted(vectors.data, key=lambda v: v.index)], vectors.model or model
+        return await vectors_of(self._upstream, "/embeddings", model or await self._default(), texts, _read_vectors)
 
     async def _default(self) -> str:
         if not self.model:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from protocol import names as spelling
-from protocol.control import SpecialistStatus, StatusReport
+from protocol.control import AS_ASKED, SpecialistStatus, StatusReport
 from supervisor.cli import look
 from supervisor.cli.context import surroundings_of
 from supervisor.cli.exits import Exit, Failure
@@ -17,7 +17,6 @@ from supervisor.config import Loaded
 
 HEADER = ("NAME", "STATE", "PORT", "PID", "UPTIME", "RESTARTS", "MODEL", "TOK/S", "MEMORY", "LAST ERROR")
 UP = ("ready", "degraded")
-AS_ASKED = "stopped as asked"  # the cause of an end that was no failure
 
 
 @click.command("status")
@@ -95,7 +94,7 @@ def advice(report: StatusReport) -> list[str]:
         lines.append(f"model server: {backend.error}")
     troubled = [one for one in report.specialists if one.last_error and one.state not in UP]
     lines += [f"{one.name}: {one.last_error}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled]
-    return lines + list(report.notices)
+    return lines
 
 
 def _row(one: SpecialistStatus) -> Sequence[str]:

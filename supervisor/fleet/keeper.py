@@ -19,7 +19,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from protocol.control import BackendStatus, LastExit
+from protocol.control import AS_ASKED, BackendStatus, LastExit
 from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
 from supervisor.errors import CannotBind
 from supervisor.fleet import health, restart
@@ -271,7 +271,7 @@ class Keeper:
         self._stop_watching()
         if self.state is State.STOPPING:
             self._mark(self.name, f"pid {exit_.pid} {what}, as asked")
-            last = LastExit("stopped as asked", exit_.code, _signal_name(exit_.signal), exit_.at)
+            last = LastExit(AS_ASKED, exit_.code, _signal_name(exit_.signal), exit_.at)
             self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **_NOTHING_MEASURED)
             if self.wanted is not Wanted.DOWN:
                 await self._launch("asked for while it was stopping")

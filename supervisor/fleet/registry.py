@@ -44,7 +44,6 @@ class Registry:
         self.journal = journal
         self._specialists = {one.name: one for one in specialists}
         self._backend = backend
-        self._notices: list[str] = []
         self._born = time.time()
         self._seq = 0
         self._state = "running"
@@ -68,7 +67,6 @@ class Registry:
             gateway=GatewayStatus(url=None, state="disabled", pid=None),
             backend=self._backend,
             specialists=[_aged(one, now) for one in chosen],
-            notices=self._notices,
         )
 
     def note(self, name: str, **fields: Any) -> None:
@@ -104,9 +102,6 @@ class Registry:
 
     def set_backend(self, backend: BackendStatus) -> None:
         self._backend = backend
-
-    def set_notices(self, notices: list[str]) -> None:
-        self._notices = notices
 
     def set_state(self, state: str) -> None:
         """The supervisor's own state: running or stopping."""

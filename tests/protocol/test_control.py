@@ -145,14 +145,3 @@ def test_the_wrong_shape_is_refused_with_the_field(kind: str, line: bytes, place
 def test_what_is_not_json_is_refused_with_the_byte() -> None:
     with pytest.raises(BadJson, match="byte 9 "):
         parse_json(control.decoders["watch"], b'{"type": }')
-
-
-def test_two_reports_do_not_share_their_notices() -> None:
-    one, two = (
-        control.StatusReport(
-            supervisor=REPORT.supervisor, gateway=REPORT.gateway, backend=REPORT.backend, specialists=[]
-        )
-        for _ in range(2)
-    )
-    assert one.notices == []
-    assert one.notices is not two.notices
