@@ -21,35 +21,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+from msgspec.structs import replace
 
 from daemon.logs import start_logging
-from protocol import names
+from daemon.notify import Systemd
 from protocol.control import BackendStatus, SpecialistStatus, StatusReport
 from protocol.settings import SpecialistConfig
+from supervisor import notify
 from supervisor.config import Loaded, team
-from supervisor.control import Control, Fleet
+from supervisor.control import Control
 from supervisor.errors import AlreadyRunning, ForkServerLost
-from supervisor.fleet import launch, restart
-from supervisor.fleet.calls import Exited, Living
-from supervisor.fleet.inbox import Adopted, Command
-from supervisor.fleet.keeper import END_MARGIN, Keeper
-from supervisor.fleet.lifecycle import State
-from supervisor.fleet.link import Link, connected
-from supervisor.fleet.marks import Marks
-from supervisor.fleet.registry import Registry, read_journal
-from supervisor.notify import Systemd
+from supervisor.fleet import launch, pidfiles, restart
+from supervisor.fleet.copies import Copies
+from supervisor.fleet.registry import Registry, newcomer, read_journal
+from supervisor.fleet.systemctl import own_manager
+from supervisor.observing import Observation
+from supervisor.operations import Fleet
 from supervisor.places import private_folder
+from supervisor.tenure import Reaper, Tenure, end_left_behind
 
 logger = logging.getLogger("chorus.supervisor")
 
 ORDERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # each of them is a `down`
 LOST_WITHIN = 30.0  # seconds in which a few lost fork servers are an accident, and more a reason to try slowly
-LIVENESS_RESTARTS = 3  # hung processes of the whole fleet ended at the same time
 LOCK_WITHIN = 0.1  # seconds: a command that looks whether the lock is held has it for a moment itself
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -70,194 +70,115 @@ def journal_of(loaded: Loaded) -> Path:
     return loaded.dirs.state / "registry.json"
 
 
-def run(loaded: Loaded, *, ready_fd: int | None = None, to_stderr: bool = False) -> None:
+def run(loaded: Loaded, reread: Callable[[], Loaded], *, ready_fd: int | None = None, to_stderr: bool = False) -> None:
     """Is the supervisor until it is asked to go down. Call it before anything heavy is imported or any thread exists.
 
-    `ready_fd` is given a byte and closed when the team can be asked. Raises AlreadyRunning when the state folder is taken.
+    `reread` loads the configuration again as `loaded` was, for `chorus reload`.
+    `ready_fd` is given a byte and closed when the team can be asked. Raises AlreadyRunning when the state folder is taken,
+    and NoServiceManager when systemd is to be the restarter and is not here.
     """
+    delegates = loaded.settings.supervision.restarter == "systemd"
+    if delegates:
+        own_manager(os.environ)
     lock = _lock(private_folder(loaded.dirs.state))
     private_folder(loaded.dirs.runtime)
     logs = private_folder(loaded.dirs.logs)
     # Held back until there is somebody to carry them out: an early Ctrl-C must not leave the fork server behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
     forks = fork_socket(loaded)
-    found = launch.is_running(forks)
-    if not found:
+    if not delegates and not launch.is_running(forks):
         # The two share what is loaded by now for as long as neither's collector writes to it.
         gc.collect()
         gc.freeze()
-        launch.launch(forks, logs, (lock, *([] if ready_fd is None else [ready_fd])))
+        launch.launch(forks, logs, loaded.dirs.state, (lock, *([] if ready_fd is None else [ready_fd])))
         (loaded.dirs.state / "forkserver").write_text(f"{forks}\n")
     start_logging("supervisor", None if to_stderr else logs, os.environ)
     (loaded.dirs.state / "socket").write_text(f"{loaded.socket}\n")
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not delegates:
         # Should the fork server die, its children become ours and not init's: we hear of their ends.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        anyio.run(_house, loaded, ready_fd, forks, found)
+        anyio.run(_house, loaded, reread, ready_fd, forks)
     finally:
         os.close(lock)
 
 
-async def _house(loaded: Loaded, ready_fd: int | None, forks: Path, found: bool) -> None:
+async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | None, forks: Path) -> None:
     configs = team(loaded)
     before = read_journal(journal_of(loaded))
-    registry = Registry(journal_of(loaded), _entries(loaded, configs, before), _backend(loaded, before))
+    restarter = loaded.settings.supervision.restarter
+    registry = Registry(journal_of(loaded), _entries(loaded, configs, before), _backend(loaded, before), restarter)
+    registry.came_up(before)
     systemd = Systemd(os.environ)
     stop = anyio.Event()
-    fleet = Fleet(registry, {}, stop, loaded)
+    fleet = Fleet(registry, stop, loaded, reread, systemd)
+    reaper = Reaper()
+    copies = Copies()
     loop = asyncio.get_running_loop()
     for number in ORDERS:
         # Who asks a second time has no patience left.
         loop.add_signal_handler(number, lambda: fleet.go_down(0.0 if stop.is_set() else None))
-    loop.add_signal_handler(signal.SIGCHLD, _reap)
+    if restarter == "chorus":  # elsewhere our only children are commands, which are waited for where they are called
+        loop.add_signal_handler(signal.SIGCHLD, reaper.reap)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
+
+    def ready() -> None:
+        nonlocal ready_fd
+        if ready_fd is not None:
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
+            ready_fd = None
+        systemd.say("READY=1")
 
     async with anyio.create_task_group() as house:
         house.start_soon(registry.run)
-        house.start_soon(systemd.keep_alive)
         control = Control(loaded.socket, fleet)
         await house.start(control.run)
+        house.start_soon(notify.keep_alive, systemd, loaded.socket)
+        house.start_soon(notify.tell_status, systemd, registry)
         async with anyio.create_task_group() as leaving:
-            if before is not None and not found:
-                await _end_survivors(before.specialists, loaded, leaving)
             resumed = before is not None and before.supervisor.state == "running"
+            if restarter == "systemd":
+                knew = before is not None and before.supervisor.restarter == restarter
+                await Observation(loaded, fleet, systemd).run(configs, ready, resumed=resumed and knew)
+            running = {one.name: one.pid for one in before.specialists} if before is not None and resumed else {}
+            missing = "no supervisor was running"
             lost = restart.Record()
             while not fleet.down.is_set():
+                tenure = Tenure(fleet.loaded, fleet, systemd, reaper, copies, leaving)
+                began = time.monotonic()
                 try:
-                    await _keep_fleet(loaded, configs, fleet, systemd, forks, ready_fd, resumed=resumed)
+                    await tenure.run(team(fleet.loaded), forks, running, missing, ready, resumed=resumed)
                 except* ForkServerLost as errors:
                     logger.error("%s; starting over with a new one", errors.exceptions[0])
+                    registry.happened(f"{errors.exceptions[0]}; starting over with a new one")
+                    lost = restart.forgiven(lost, time.monotonic() - began)
                     lost = restart.failed(lost, time.monotonic(), loaded.settings.supervision.intensity, LOST_WITHIN)
-                    with anyio.move_on_after(restart.next_delay(lost, 0.5)):
+                    with anyio.move_on_after(restart.LONGEST_DELAY if lost.gave_up else 0.0):
                         await stop.wait()
-                    await _start_over(loaded, fleet, forks, leaving)
-                ready_fd, resumed = None, True
+                    running = {name: registry[name].pid for name in registry.names}
+                    await _start_over(loaded, fleet, forks)
+                    registry.happened("a new fork server takes over")
+                resumed, missing = True, "the fork server was gone"
         await control.tell_the_last()
         house.cancel_scope.cancel()
     loaded.socket.unlink(missing_ok=True)
 
 
-async def _keep_fleet(
-    loaded: Loaded,
-    configs: list[SpecialistConfig],
-    fleet: Fleet,
-    systemd: Systemd,
-    forks: Path,
-    ready_fd: int | None,
-    *,
-    resumed: bool,
-) -> None:
-    """Keeps the specialists until asked to stop. Raises ForkServerLost, in a group."""
-    supervision = loaded.settings.supervision
-    marks = Marks(loaded.dirs.logs)
-    brake = anyio.CapacityLimiter(LIVENESS_RESTARTS)
-    keepers: dict[str, Keeper] = {}
-
-    def on_exit(exit_: Exited) -> None:
-        if keeper := keepers.get(exit_.name):
-            keeper.tell(exit_)
-
-    async with connected(forks, on_exit) as link, anyio.create_task_group() as group:
-        for config in configs:
-            own = loaded.settings.specialists.get(config.name)
-            policy = (own.restart if own else None) or supervision.restart
-            keeper = Keeper(config, supervision, policy, link, fleet.registry, brake, marks.write)
-            keepers[config.name] = keeper
-            group.start_soon(keeper.run)
-        living: Living = await group.start(link.run)
-        await link.policy(stop_without_supervisor=supervision.on_supervisor_exit == "stop")
-        await _take_over(link, living, fleet, keepers, group, resumed=resumed)
-        fleet.keepers = keepers
-        if ready_fd is not None:
-            os.write(ready_fd, b"\n")
-            os.close(ready_fd)
-        systemd.say("READY=1", f"STATUS={len(keepers)} specialists")
-        group.start_soon(marks.cap, list(keepers))
-        await fleet.stop.wait()
-        systemd.say("STOPPING=1")
-        await fleet.take_down()
-        await link.quit()
-        fleet.went_down()
-        group.cancel_scope.cancel()
-
-
-async def _take_over(
-    link: Link,
-    living: Living,
-    fleet: Fleet,
-    keepers: dict[str, Keeper],
-    group: anyio.abc.TaskGroup,
-    *,
-    resumed: bool,
-) -> None:
-    """Goes on with what lives, hears of what died meanwhile, and starts what is wanted."""
-    wanted = {name: fleet.registry[name].wanted if resumed else "up" for name in keepers}
-    for name in living.held:
-        if name not in keepers:
-            await link.release(name)
-    for process in living.processes:
-        if keeper := keepers.get(process.name):
-            keeper.tell(Adopted(process))
-        else:
-            logger.warning("%s is not in the team any more: its process %d is ended", process.name, process.pid)
-            group.start_soon(_end_stranger, link, process.pid, fleet.loaded.settings.supervision.grace + END_MARGIN)
-    for exit_ in living.exits:
-        if keeper := keepers.get(exit_.name):
-            keeper.note_missed(exit_)
-    alive = {process.name for process in living.processes if not process.stopping}
-    for name, keeper in keepers.items():
-        if name in alive and wanted[name] == "down":
-            keeper.tell(Command("stop", "was to be stopped"))
-        elif name not in alive and wanted[name] != "down" and not fleet.stop.is_set():
-            keeper.tell(Command("start", "the team was started"))
-            if wanted[name] == "drained":
-                keeper.tell(Command("drain", "was drained before"))
-
-
-async def _end_stranger(link: Link, pid: int, grace: float) -> None:
-    await link.signal(pid, signal.SIGTERM)
-    await anyio.sleep(grace)
-    await link.signal(pid, signal.SIGKILL, group=True)
-
-
-async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path, leaving: anyio.abc.TaskGroup) -> None:
-    """The fork server is gone. Its children hold their ports, so they are asked to end, and a new one is started."""
-    registry = fleet.registry
+async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
+    """The fork server is gone, or of no use any more. The specialists live on while a new one is started."""
     fleet.keepers = {}
-    await _end_survivors([registry[name] for name in registry.names], loaded, leaving)
-    for name in registry.names:
-        if registry[name].state != State.STOPPED.value:
-            registry.move(name, State.STOPPED.value, "the fork server was lost", pid=None, uptime=None)
+    if left := pidfiles.read(loaded.dirs.state / pidfiles.FORK_SERVER):
+        os.kill(left.pid, signal.SIGKILL)  # it hung up on us and could not be asked; two would be one too many
     if fleet.stop.is_set():
+        await end_left_behind(loaded)
         fleet.went_down()
         return
     # A process of its own this time: this one has an event loop and threads, which do not survive a fork. It listens
     # when the one that is waited for here has ended.
-    call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", str(forks), str(loaded.dirs.logs)]
+    folders = [os.fspath(folder) for folder in (loaded.dirs.logs, loaded.dirs.state)]
+    call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", str(forks), *folders]
     await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
-
-
-async def _end_survivors(specialists: list[SpecialistStatus], loaded: Loaded, leaving: anyio.abc.TaskGroup) -> None:
-    """Asks processes without a fork server to end: in `leaving`, since their answers may take as long as their grace."""
-    if not any(one.pid for one in specialists):
-        return
-    from supervisor.fleet import survivors  # psutil, which a start after a clean end does without
-
-    if found := survivors.find(specialists):
-        logger.warning("%d specialists have lost their fork server: they end and are started anew", len(found))
-        leaving.start_soon(survivors.end, found, loaded.settings.supervision.grace + END_MARGIN)
-
-
-def end_survivors(loaded: Loaded) -> int:
-    """Ends specialists that have neither a supervisor nor a fork server any more; returns how many there were."""
-    from supervisor.fleet import survivors
-
-    before = read_journal(journal_of(loaded))
-    found = survivors.find(before.specialists) if before is not None else []
-    if found:
-        anyio.run(survivors.end, found, loaded.settings.supervision.grace + END_MARGIN)
-    return len(found)
 
 
 def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None) -> list[SpecialistStatus]:
@@ -267,18 +188,10 @@ def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusRepo
 
     def entry(config: SpecialistConfig) -> SpecialistStatus:
         last = known.get(config.name)
-        return SpecialistStatus(
-            name=config.name,
-            ai_id=names.ai_id(config.name),
-            host=config.addresses[0],
-            port=config.port,
-            state=State.STOPPED.value,
-            wanted=last.wanted if last and resumed else "up",
-            restarts=last.restarts if last else 0,
-            last_exit=last.last_exit if last else None,
-            since=time.time(),
-            description=config.description,
-        )
+        if last is None:
+            return newcomer(config)
+        remembered = {"restarts": last.restarts, "recycled": last.recycled, "last_exit": last.last_exit}
+        return replace(newcomer(config), wanted=last.wanted if resumed else "up", **remembered)
 
     return [entry(config) for config in configs]
 
@@ -287,15 +200,6 @@ def _backend(loaded: Loaded, before: StatusReport | None) -> BackendStatus:
     if before is not None:
         return before.backend
     return BackendStatus(loaded.settings.backend.kind, loaded.url, "down", None, loaded.settings.backend.model)
-
-
-def _reap() -> None:
-    """Children that are not ours by fork but became ours when their parent died."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 def lock_holder(loaded: Loaded) -> int | None:

@@ -3,7 +3,9 @@
 SupervisorError
 ├── AlreadyRunning      another supervisor holds the state folder
 ├── ForkServerLost      the process that holds the sockets is gone
-└── CannotBind          a port could not be bound
+├── CannotStart         a process could not be started: its port is taken, or the machine has no room
+├── NoServiceManager    systemd is to be the restarter, and we are not one of its units
+└── SystemdRefused      systemd was asked for something and did not do it
 """
 
 from __future__ import annotations
@@ -25,9 +27,17 @@ class ForkServerLost(SupervisorError):
     """The process that holds the sockets is gone."""
 
 
-class CannotBind(SupervisorError):
-    """A port could not be bound; `number` is the errno."""
+class CannotStart(SupervisorError):
+    """A process could not be started: its port is taken, or the machine has no room. `number` is the errno."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
         self.number = number
+
+
+class NoServiceManager(SupervisorError):
+    """systemd is to be the restarter, and this process is not one of its units."""
+
+
+class SystemdRefused(SupervisorError):
+    """systemd was asked for something and did not do it; says what it said."""

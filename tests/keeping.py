@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
 from supervisor import config as configuration
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Exited, Living
+from supervisor.fleet.copies import Copies
 from supervisor.fleet.inbox import Adopted
 from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.lifecycle import State
@@ -50,7 +51,7 @@ def first(config, listeners):
     run(config, listeners)
 daemon.process.run = first
 from supervisor.fleet.launch import launch
-launch(Path(sys.argv[1]), Path(sys.argv[2]))
+launch(*map(Path, sys.argv[1:4]))
 """
 
 # Holds the interpreter for ever, and its lock: this match takes 2**40 steps inside one C function.
@@ -70,12 +71,12 @@ def specialist(folder: Path, name: str = "apollo", role: str = "", **said: Any) 
 
 
 @contextmanager
-def fork_server(folder: Path) -> Iterator[Path]:
-    """A fork server; yields its socket. It is gone afterwards, with everything it had started."""
+def fork_server(folder: Path, first: str = "") -> Iterator[Path]:
+    """A fork server that runs `first` before anything; yields its socket. It is gone afterwards, with all it had started."""
     short = Path(tempfile.mkdtemp(prefix="ct-"))  # a socket's path may have 108 bytes
     path = short / "f.fork"
     (folder / "logs").mkdir(exist_ok=True)
-    call = [sys.executable, "-c", LAUNCH, str(path), str(folder / "logs")]
+    call = [sys.executable, "-c", first + LAUNCH, str(path), str(folder / "logs"), str(folder)]
     subprocess.run(call, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=30)
     try:
         yield path
@@ -134,7 +135,7 @@ async def keeping(
     **said: Any,
 ) -> AsyncIterator[list[Kept]]:
     """Keepers of these specialists on the fork server at `path`."""
-    settings = msgspec.structs.replace(Supervision(grace=2.0), **said)
+    settings = msgspec.structs.replace(Supervision(grace=2.0, restart=policy), **said)
     folder = Path(configs[0].log_dir or "").parent
     entries = [
         SpecialistStatus(
@@ -148,11 +149,14 @@ async def keeping(
     def on_exit(exit_: Exited) -> None:
         keepers[exit_.name].tell(exit_)
 
-    async with connected(path, on_exit) as link, anyio.create_task_group() as group:
+    async with AsyncExitStack() as stack:
+        copies = stack.enter_context(closing(Copies()))
+        link = await stack.enter_async_context(connected(path, on_exit, copies))
+        group = await stack.enter_async_context(anyio.create_task_group())
         limiter = anyio.CapacityLimiter(brake)
         mark = Marks(folder / "logs").write
         for config in configs:
-            keepers[config.name] = Keeper(config, settings, policy, link, registry, limiter, mark)
+            keepers[config.name] = Keeper(config, settings, link, registry, limiter, mark)
             group.start_soon(keepers[config.name].run)
         living = await group.start(link.run)
         for process in living.processes:

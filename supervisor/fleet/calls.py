@@ -13,17 +13,31 @@ from msgspec import Struct
 
 from protocol.settings import SpecialistConfig
 
+FORK_SERVER = "chorus: fork server"  # its title; see `title` for those of its children
+MOST_SOCKETS = 32  # that come with one call or answer
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """A process that lives; `started` is a Unix time. `stopping` when it was sent TERM, `draining` when USR1.
+
+    `ticks` and `boot` tell it from a later process of the same number: when it began, in ticks since which boot.
+    `addresses` and `port` are where it listens, `fingerprint` is that of the configuration it was started with.
+    """
+
+    name: str
+    pid: int
+    started: float
+    ticks: int | None = None
+    boot: str = ""
+    addresses: list[str] = []
+    port: int = 0
+    draining: bool = False
+    stopping: bool = False
+    fingerprint: str = ""
+
 
 class Call(Struct, frozen=True, tag_field="call", kw_only=True):
     number: int
-
-
-class Bind(Call, frozen=True, tag="bind", kw_only=True):
-    """Bind and hold a specialist's port; nothing happens when it is held already. Another port of the name is let go."""
-
-    name: str
-    addresses: list[str]
-    port: int
 
 
 class Release(Call, frozen=True, tag="release", kw_only=True):
@@ -39,9 +53,28 @@ class Lend(Call, frozen=True, tag="lend", kw_only=True):
 
 
 class Fork(Call, frozen=True, tag="fork", kw_only=True):
-    """Start a process for a specialist on the listeners of its name."""
+    """Start a process for a specialist. Its port is bound where it is not held yet; another port of the name is let go.
+
+    Copies of the listeners come with the answer when they are new, and when the caller says that it has none.
+    """
 
     config: SpecialistConfig
+    has_copies: bool = False
+
+
+class Hold(Call, frozen=True, tag="hold", kw_only=True):
+    """Hold the listeners that come with this call, bound to a place before: those of a fork server that is gone."""
+
+    name: str
+    addresses: list[str]
+    port: int
+    listeners: int
+
+
+class Adopt(Call, frozen=True, tag="adopt", kw_only=True):
+    """Take on a process that a fork server which is gone has left."""
+
+    process: Process
 
 
 class Signal(Call, frozen=True, tag="signal", kw_only=True):
@@ -58,11 +91,15 @@ class Policy(Call, frozen=True, tag="policy", kw_only=True):
     stop_without_supervisor: bool
 
 
+class Ping(Call, frozen=True, tag="ping", kw_only=True):
+    """Nothing but an answer."""
+
+
 class Quit(Call, frozen=True, tag="quit", kw_only=True):
     """End what still runs, by force, and exit."""
 
 
-AnyCall = Bind | Release | Lend | Fork | Signal | Policy | Quit
+AnyCall = Release | Lend | Fork | Hold | Adopt | Signal | Policy | Ping | Quit
 
 
 class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=True, omit_defaults=True):
@@ -76,7 +113,10 @@ class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=
 
 
 class Exited(Struct, frozen=True, tag_field="report", tag="exited", kw_only=True):
-    """A process ended: with an exit code, or by a signal; `asked` when it had been sent TERM. `at` is a Unix time."""
+    """A process ended: with an exit code, or by a signal; `asked` when it had been sent TERM. `at` is a Unix time.
+
+    Neither code nor signal for one that was adopted: only its parent, whoever that is, learns how it ended.
+    """
 
     name: str
     pid: int
@@ -84,20 +124,6 @@ class Exited(Struct, frozen=True, tag_field="report", tag="exited", kw_only=True
     signal: int | None
     at: float
     asked: bool = False
-
-
-class Process(Struct, frozen=True, kw_only=True):
-    """A process that lives; `started` is a Unix time. `stopping` when it was sent TERM, `draining` when USR1.
-
-    `fingerprint` is that of the configuration it was started with.
-    """
-
-    name: str
-    pid: int
-    started: float
-    draining: bool = False
-    stopping: bool = False
-    fingerprint: str = ""
 
 
 class Living(Struct, frozen=True, tag_field="report", tag="living", kw_only=True):
@@ -114,8 +140,9 @@ decode_report = msgspec.json.Decoder(AnyReport).decode
 
 
 def fingerprint(config: SpecialistConfig) -> str:
-    """Tells two configurations apart: a process of another one is replaced."""
-    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
+    """Tells two configurations apart: a process of another one is replaced. Grace is held to from outside."""
+    told = msgspec.structs.replace(config, grace=0.0)
+    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
 
 
 def title(name: str, port: int) -> str:

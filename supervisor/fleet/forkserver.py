@@ -7,6 +7,7 @@ nothing that a child inherits can be half-way through something.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -17,6 +18,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,13 +26,14 @@ import msgspec
 from msgspec.structs import replace
 from setproctitle import setproctitle
 
-from daemon import listen, process
-from daemon.logs import start_logging
+from daemon import listen
 from daemon.rehearsal import rehearse
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
-from supervisor.fleet import calls
-from supervisor.fleet.calls import Answered, Exited, Living
+from supervisor.fleet import calls, pidfiles
+from supervisor.fleet.calls import Answered, Exited, Living, Process
+from supervisor.fleet.child import become, redirect_output
+from supervisor.places import private_folder
 
 REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
 DESCRIPTORS = 65_536
@@ -54,31 +57,42 @@ PRELOADED = (
 
 
 class ForkServer:
-    """The state of the fork server: who lives, what is held, whom to tell. One thread, one writer."""
+    """The state of the fork server: who lives, what is held, whom to tell. One thread, one writer.
 
-    def __init__(self, listening: socket.socket) -> None:
+    `pids` is the folder of the pid files; `soft_limit` is for programs that are not ours.
+    """
+
+    def __init__(self, listening: socket.socket, pids: Path, soft_limit: int) -> None:
         self._listening = listening
+        self._pids = pids
+        self._soft_limit = soft_limit
+        self._boot = pidfiles.boot_id()
         self._supervisor: socket.socket | None = None
         self._has_asked = False  # whoever connects only to look says nothing, and has not been told of any exit
         self._lines = LineBuffer(None)
+        self._sockets: deque[int] = deque()  # came with a call that is not read yet
         self._listeners: dict[str, list[socket.socket]] = {}
         self._places: dict[str, tuple[list[str], int]] = {}  # what each name's listeners were bound to
         self._grace = 0.0  # the longest that any process has of its own
-        self._processes: dict[int, calls.Process] = {}
+        self._processes: dict[int, Process] = {}
+        self._adopted: dict[int, int] = {}  # pidfd: pid of those that are not our children
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
         self._stop_without_supervisor = False
         self._wakeup, self._written = _signals_into_pipe()
+        self._waiting = select.poll()  # not select(2): with two hundred specialists descriptors go beyond 1024
+        for one in (listening, self._wakeup):
+            self._waiting.register(one, select.POLLIN)
 
     def run(self) -> NoReturn:
         """Serves one supervisor after the other. Never returns."""
         while True:
-            waiting = [self._listening, self._wakeup, *([self._supervisor] if self._supervisor else [])]
-            ready, _, _ = select.select(waiting, [], [])
-            if self._wakeup in ready:
+            ready = {descriptor for descriptor, _ in self._waiting.poll()}
+            if self._wakeup.fileno() in ready:
                 self._take_signals()
-            if self._listening in ready:
+            self._bury(ready & self._adopted.keys())
+            if self._listening.fileno() in ready:
                 self._accept()
-            elif self._supervisor in ready:
+            elif self._supervisor is not None and self._supervisor.fileno() in ready:
                 self._hear()
 
     # -- the supervisor ---------------------------------------------------------------------------------------------------
@@ -96,23 +110,22 @@ class ForkServer:
 
     def _meet(self, supervisor: socket.socket) -> None:
         """A new supervisor: the old one, if it is still connected, is superseded."""
-        if self._supervisor is not None:
-            self._supervisor.close()
+        self._forget_supervisor()
         self._supervisor = supervisor
-        self._has_asked = False
-        self._lines = LineBuffer(None)
+        self._waiting.register(supervisor, select.POLLIN)
         living = list(self._processes.values())
         self._tell(Living(pid=os.getpid(), processes=living, held=list(self._listeners), exits=list(self._exits)))
 
     def _hear(self) -> None:
         assert self._supervisor is not None
         try:
-            data = self._supervisor.recv(65536)
+            data, descriptors, _, _ = socket.recv_fds(self._supervisor, 65536, calls.MOST_SOCKETS)
         except OSError:
-            data = b""
+            data, descriptors = b"", []
         if not data:
             self._hang_up()
             return
+        self._sockets.extend(descriptors)
         if not self._has_asked:
             self._has_asked = True
             self._exits.clear()
@@ -128,47 +141,63 @@ class ForkServer:
             self._obey(call)
 
     def _hang_up(self) -> None:
-        assert self._supervisor is not None
-        self._supervisor.close()
-        self._supervisor = None
-        had_asked, self._has_asked = self._has_asked, False
+        had_asked = self._has_asked
+        self._forget_supervisor()
         if self._stop_without_supervisor and had_asked:
             self._end_everything()
 
+    def _forget_supervisor(self) -> None:
+        if self._supervisor is not None:
+            self._waiting.unregister(self._supervisor)
+            self._supervisor.close()
+            self._supervisor = None
+        self._has_asked = False
+        self._lines = LineBuffer(None)
+        while self._sockets:
+            os.close(self._sockets.popleft())
+
     def _obey(self, call: calls.AnyCall) -> None:
+        answer = Answered(number=call.number)
         try:
             match call:
-                case calls.Bind():
-                    self._bind(call)
-                    self._tell(Answered(number=call.number))
                 case calls.Release():
                     self._release(call.name)
-                    self._tell(Answered(number=call.number))
                 case calls.Lend():
-                    self._lend(call)
+                    self._tell(answer, self._listeners.get(call.name, []))
+                    return
                 case calls.Fork():
-                    pid = self._fork(call.config)
-                    self._tell(Answered(number=call.number, pid=pid))
+                    is_new = self._bind(call.config.name, call.config.addresses, call.config.port)
+                    answer = Answered(number=call.number, pid=self._fork(call.config))
+                    if is_new or not call.has_copies:
+                        self._tell(answer, self._listeners[call.config.name])
+                        return
+                case calls.Hold():
+                    self._hold(call)
+                case calls.Adopt():
+                    self._adopt(call.process)
                 case calls.Signal():
                     self._signal(call)
-                    self._tell(Answered(number=call.number))
                 case calls.Policy():
                     self._stop_without_supervisor = call.stop_without_supervisor
-                    self._tell(Answered(number=call.number))
                 case calls.Quit():
                     self._kill_all()
-                    self._tell(Answered(number=call.number))
+                    self._tell(answer)
                     os._exit(0)
         except OSError as error:
-            self._tell(Answered(number=call.number, errno=error.errno, error=error.strerror or str(error)))
+            answer = Answered(number=call.number, errno=error.errno, error=error.strerror or str(error))
+        self._tell(answer)
 
-    def _tell(self, report: calls.AnyReport) -> None:
+    def _tell(self, report: calls.AnyReport, sockets: Sequence[socket.socket] = ()) -> None:
         if isinstance(report, Exited) and not self._has_asked:
             self._exits.append(report)
         if self._supervisor is None:
             return
+        if isinstance(report, Answered) and sockets:
+            report = replace(report, listeners=len(sockets))
+        line = calls.line(report)
         try:
-            self._supervisor.sendall(calls.line(report))
+            sent = socket.send_fds(self._supervisor, [line], [one.fileno() for one in sockets]) if sockets else 0
+            self._supervisor.sendall(line[sent:])
         except OSError:
             if isinstance(report, Exited) and self._has_asked:
                 self._exits.append(report)
@@ -181,49 +210,60 @@ class ForkServer:
         except OSError:
             pass  # gone
 
-    def _bind(self, call: calls.Bind) -> None:
-        place = (call.addresses, call.port)
-        if self._places.get(call.name) != place:
-            self._release(call.name)
-            self._listeners[call.name] = listen.bind(*place)
-            self._places[call.name] = place
+    # -- listeners ----------------------------------------------------------------------------------------------------------
+
+    def _bind(self, name: str, addresses: list[str], port: int) -> bool:
+        """Holds a place; returns whether it was bound just now."""
+        if self._places.get(name) == (addresses, port):
+            return False
+        bound = listen.bind(addresses, port)
+        self._release(name)
+        self._listeners[name] = bound
+        self._places[name] = (addresses, port)
+        return True
+
+    def _hold(self, call: calls.Hold) -> None:
+        self._release(call.name)
+        self._listeners[call.name] = [socket.socket(fileno=self._sockets.popleft()) for _ in range(call.listeners)]
+        self._places[call.name] = (call.addresses, call.port)
 
     def _release(self, name: str) -> None:
         self._places.pop(name, None)
         for listener in self._listeners.pop(name, []):
             listener.close()
 
-    def _lend(self, call: calls.Lend) -> None:
-        listeners = self._listeners.get(call.name, [])
-        answer = calls.line(Answered(number=call.number, listeners=len(listeners)))
-        assert self._supervisor is not None
-        socket.send_fds(self._supervisor, [answer], [listener.fileno() for listener in listeners])
-
     # -- processes ----------------------------------------------------------------------------------------------------------
 
     def _fork(self, config: SpecialistConfig) -> int:
-        listeners = self._listeners.get(config.name)
-        if listeners is None:
-            raise OSError(0, f"the port of {config.name} is not bound")
         sys.stdout.flush()
         sys.stderr.flush()
+        described = calls.fingerprint(config)
         # A signal for the child must find the child's own ways: through ours it would be lost, and written into our pipe.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(config, listeners)
+                self._become(config, described)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes[pid] = calls.Process(
-            name=config.name, pid=pid, started=time.time(), fingerprint=calls.fingerprint(config)
-        )
+        self._processes[pid] = self._described(config, pid, described)
         self._grace = max(self._grace, config.grace)
         return pid
 
-    def _become(self, config: SpecialistConfig, listeners: list[socket.socket]) -> NoReturn:
+    def _described(self, config: SpecialistConfig, pid: int, fingerprint: str) -> Process:
+        return Process(
+            name=config.name,
+            pid=pid,
+            started=time.time(),
+            ticks=pidfiles.ticks_of(pid),
+            boot=self._boot,
+            addresses=config.addresses,
+            port=config.port,
+            fingerprint=fingerprint,
+        )
+
+    def _become(self, config: SpecialistConfig, fingerprint: str) -> NoReturn:
         """In the child: leaves behind what is the fork server's, and is a specialist until the end."""
-        code = 1
         try:
             os.setsid()  # signals to the group of one specialist reach nobody else
             signal.set_wakeup_fd(-1)
@@ -233,37 +273,56 @@ class ForkServer:
             for held in (self._listening, self._supervisor, self._wakeup, self._written):
                 if held is not None:
                     held.close()
+            for descriptor in (*self._adopted, *self._sockets):
+                os.close(descriptor)
             for name, others in self._listeners.items():
                 if name != config.name:
                     for other in others:
                         other.close()
-            setproctitle(calls.title(config.name, config.port))
-            log_dir = Path(config.log_dir) if config.log_dir else None
-            if log_dir is not None:
-                redirect_output(log_dir / f"{config.name}.out")
-            start_logging(config.name, log_dir, os.environ)
-            process.run(config, listeners)
-            code = 0
-        except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
-            sys.excepthook(*sys.exc_info())
+            born = self._described(config, os.getpid(), fingerprint)
+            become(config, self._listeners[config.name], born, self._pids, self._soft_limit)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            os._exit(1)  # whatever happens, a second fork server it is not
+
+    def _adopt(self, process: Process) -> None:
+        """Takes on somebody else's child. Its end is seen by its pidfd; how it ended only its parent is told."""
+        end = os.pidfd_open(process.pid)
+        if not pidfiles.is_alive(process):  # asked after the pidfd was opened, so that both mean one process
+            os.close(end)
+            raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
+        self._adopted[end] = process.pid
+        self._waiting.register(end, select.POLLIN)
+        self._processes[process.pid] = process
 
     def _signal(self, call: calls.Signal) -> None:
-        # Only what has not been reaped is signalled: until then its number cannot belong to anybody else.
         if call.pid not in self._processes:
-            raise ProcessLookupError(3, f"no process {call.pid} of ours")
-        try:
-            (os.killpg if call.group else os.kill)(call.pid, call.signal)
-        except ProcessLookupError:
-            os.kill(call.pid, call.signal)  # forked so lately that it has not made its group
+            raise ProcessLookupError(errno.ESRCH, f"no process {call.pid} of ours")
         known = self._processes[call.pid]
         if call.signal == signal.SIGUSR1:
-            self._processes[call.pid] = replace(known, draining=True)
+            self._note(replace(known, draining=True))
         elif call.signal == signal.SIGTERM:
-            self._processes[call.pid] = replace(known, stopping=True)
+            self._note(replace(known, stopping=True))
+        self._send(call.pid, call.signal, group=call.group)
+
+    def _note(self, process: Process) -> None:
+        """What a later supervisor must know of a process, should we be gone by then."""
+        self._processes[process.pid] = process
+        try:
+            pidfiles.replace(self._pids, process)
+        except OSError as error:
+            print(f"cannot write to {self._pids}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _send(self, pid: int, number: int, *, group: bool = False) -> None:
+        """Signals a process of ours. One that has not been reaped keeps its number, so nobody else can be hit."""
+        for end, adopted in self._adopted.items():
+            # Not our child, so its number may be free already: only its pidfd is sure to be it.
+            if adopted == pid:
+                signal.pidfd_send_signal(end, 0)
+                break
+        try:
+            (os.killpg if group else os.kill)(pid, number)
+        except ProcessLookupError:
+            os.kill(pid, number)  # forked so lately that it has not made its group
 
     def _take_signals(self) -> None:
         numbers = set(os.read(self._wakeup.fileno(), 4096))
@@ -279,58 +338,78 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            known = self._processes.pop(pid, None)
-            if known is not None:
-                _kill_group(pid)  # what it had started is not left without it
-                code = os.waitstatus_to_exitcode(status)
-                self._tell(
-                    Exited(
-                        name=known.name,
-                        pid=pid,
-                        code=code if code >= 0 else None,
-                        signal=-code if code < 0 else None,
-                        at=time.time(),
-                        asked=known.stopping,
-                    )
-                )
+            code = os.waitstatus_to_exitcode(status)
+            self._ended(pid, code if code >= 0 else None, -code if code < 0 else None)
+
+    def _bury(self, ends: set[int]) -> None:
+        """Those that were adopted and have ended."""
+        for end in ends:
+            self._waiting.unregister(end)
+            os.close(end)
+            self._ended(self._adopted.pop(end), None, None)
+
+    def _ended(self, pid: int, code: int | None, number: int | None) -> None:
+        known = self._processes.pop(pid, None)
+        if known is None:
+            return
+        _kill_group(pid)  # what it had started is not left without it
+        self._tell(Exited(name=known.name, pid=pid, code=code, signal=number, at=time.time(), asked=known.stopping))
+        try:
+            pidfiles.remove(self._pids, known)
+        except OSError:
+            pass  # it says of a process that is gone that it lived: nobody believes it
 
     def _end_everything(self) -> NoReturn:
         """Asks every process to end, ends by force what does not, and exits."""
-        for pid in self._processes:
-            os.kill(pid, signal.SIGTERM)
-            os.kill(pid, signal.SIGCONT)  # a stopped one does not hear the first
+        self._send_all(signal.SIGTERM)
+        self._send_all(signal.SIGCONT)  # a stopped one does not hear the first
         self._await_exits(self._grace + END_MARGIN)
         self._kill_all()
         os._exit(0)
 
     def _kill_all(self) -> None:
         """Ends what still runs by force; afterwards it is gone and not only about to go."""
-        for pid in self._processes:
-            os.kill(pid, signal.SIGKILL)
+        self._send_all(signal.SIGKILL)
         self._await_exits(KILLED_WITHIN)
+
+    def _send_all(self, number: int) -> None:
+        for pid in self._processes:
+            try:
+                self._send(pid, number)
+            except ProcessLookupError:
+                pass  # one that was adopted, and has ended
 
     def _await_exits(self, within: float) -> None:
         deadline = time.monotonic() + within
         self._reap()
         while self._processes and (left := deadline - time.monotonic()) > 0:
-            if select.select([self._wakeup], [], [], left)[0]:
+            ends = select.poll()  # and nothing else: whoever calls us now is answered by our end
+            for one in (self._wakeup.fileno(), *self._adopted):
+                ends.register(one, select.POLLIN)
+            ready = {descriptor for descriptor, _ in ends.poll(left * 1000)}
+            if self._wakeup.fileno() in ready:
                 os.read(self._wakeup.fileno(), 4096)
                 self._reap()
+            self._bury(ready & self._adopted.keys())
 
 
-def main(listening: socket.socket, log_dir: Path) -> NoReturn:
-    """Is the fork server from here on; `listening` is the UNIX socket that supervisors connect to."""
+def main(listening: socket.socket, log_dir: Path, state: Path) -> NoReturn:
+    """Is the fork server from here on; `listening` is the UNIX socket that supervisors connect to.
+
+    In the state folder it writes who it is, and keeps the pid files of its processes.
+    """
     os.setsid()  # Ctrl-C in the supervisor's terminal is not ours
-    setproctitle("chorus: fork server")
+    setproctitle(calls.FORK_SERVER)
     redirect_output(log_dir / "forkserver.out")
-    raise_descriptor_limit()
+    pidfiles.write(state / pidfiles.FORK_SERVER, pidfiles.this_process())
+    soft_limit = raise_descriptor_limit()
     for name in PRELOADED:
         importlib.import_module(name)
     _filled = rehearse()  # held for as long as this frame lives, which is for ever
     # What is there by now is shared with every child until somebody writes to it; the collector must not.
     gc.collect()
     gc.freeze()
-    ForkServer(listening).run()
+    ForkServer(listening, private_folder(state / pidfiles.FOLDER), soft_limit).run()
 
 
 def _kill_group(leader: int) -> None:
@@ -340,23 +419,13 @@ def _kill_group(leader: int) -> None:
         pass  # it was alone; macOS says the second of a group of zombies
 
 
-def redirect_output(path: Path) -> None:
-    """Standard output and error to the end of a file: a pipe would kill us when its reader dies."""
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(nothing, 0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.close(nothing)
-    os.close(out)
-
-
-def raise_descriptor_limit() -> None:
-    """Room for limits.connections in every child."""
+def raise_descriptor_limit() -> int:
+    """Room for limits.connections in every child; returns what the limit was."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return soft
 
 
 def _signals_into_pipe() -> tuple[socket.socket, socket.socket]:

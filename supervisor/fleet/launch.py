@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def launch(path: Path, log_dir: Path, leave: tuple[int, ...] = ()) -> int:
+def launch(path: Path, log_dir: Path, state: Path, leave: tuple[int, ...] = ()) -> int:
     """Forks the fork server and returns its pid; connections to `path` wait for it when this returns.
 
     `leave` are descriptors that are the caller's alone, such as its lock. Call it before any thread or event loop exists.
@@ -29,7 +29,7 @@ def launch(path: Path, log_dir: Path, leave: tuple[int, ...] = ()) -> int:
             os.close(descriptor)
         from supervisor.fleet import forkserver
 
-        forkserver.main(listening, log_dir)
+        forkserver.main(listening, log_dir, state)
     except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
         sys.excepthook(*sys.exc_info())
     finally:
@@ -47,8 +47,9 @@ def is_running(path: Path) -> bool:
 
 
 def _main() -> None:
-    """`python -m supervisor.fleet.launch SOCKET LOGS`: the fork server as a process of its own."""
-    launch(Path(sys.argv[1]), Path(sys.argv[2]))
+    """`python -m supervisor.fleet.launch SOCKET LOGS STATE`: the fork server as a process of its own."""
+    path, logs, state = map(Path, sys.argv[1:])
+    launch(path, logs, state)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,20 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import anyio.abc
+from msgspec.structs import replace
 
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
-from supervisor.errors import CannotBind, ForkServerLost
+from supervisor.errors import CannotStart, ForkServerLost
 from supervisor.fleet import calls
-from supervisor.fleet.calls import Answered, Exited, Living
+from supervisor.fleet.calls import MOST_SOCKETS, Answered, Exited, Living, Process
+from supervisor.fleet.copies import Copies
 
 logger = logging.getLogger("chorus.supervisor")
 
@@ -51,10 +53,11 @@ class _Pending:
 class Link:
     """Calls to the fork server. `on_exit` hears of every process that ends; `lost` is set when the fork server is gone.
 
-    Every call raises ForkServerLost then.
+    Every call raises ForkServerLost then. `copies` are those of its listeners, which outlive it.
     """
 
-    def __init__(self, stream: anyio.abc.UNIXSocketStream, on_exit: Callable[[Exited], None]) -> None:
+    def __init__(self, stream: anyio.abc.UNIXSocketStream, on_exit: Callable[[Exited], None], copies: Copies) -> None:
+        self.copies = copies
         self._stream = stream
         self._on_exit = on_exit
         self._lines = LineBuffer(None)
@@ -62,6 +65,7 @@ class Link:
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._quitting = False
+        self._sending = anyio.Lock()
         self.lost = anyio.Event()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[Living] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -71,7 +75,7 @@ class Link:
         """
         try:
             while True:
-                data, fds = await self._stream.receive_fds(65536, 32)
+                data, fds = await self._stream.receive_fds(65536, MOST_SOCKETS)
                 self._fds.extend(fds)
                 self._lines.feed(data)
                 while (line := self._lines.next_line()) is not None:
@@ -87,12 +91,9 @@ class Link:
         if not self._quitting:
             raise ForkServerLost(GONE)
 
-    async def bind(self, name: str, addresses: list[str], port: int) -> None:
-        """Binds and holds a port; raises CannotBind."""
-        await self._call(lambda number: calls.Bind(number=number, name=name, addresses=addresses, port=port))
-
     async def release(self, name: str) -> None:
-        """Closes a name's listeners in the fork server; processes that have them keep them."""
+        """Closes a name's listeners, here and in the fork server; processes that have them keep them."""
+        self.copies.drop(name)
         await self._call(lambda number: calls.Release(number=number, name=name))
 
     async def lend(self, name: str) -> list[socket.socket]:
@@ -101,17 +102,34 @@ class Link:
         return pending.sockets
 
     async def fork(self, config: SpecialistConfig) -> int:
-        """Starts a specialist's process and returns its pid."""
-        pending = await self._call(lambda number: calls.Fork(number=number, config=config))
+        """Starts a specialist's process on its port and returns its pid; raises CannotStart."""
+        has_copies = bool(self.copies.of(config.name))
+        pending = await self._call(lambda number: calls.Fork(number=number, config=config, has_copies=has_copies))
         assert pending.answer is not None
         assert pending.answer.pid is not None
+        if pending.sockets:
+            self.copies.put(config.name, pending.sockets)
         return pending.answer.pid
+
+    async def hold(self, name: str, addresses: list[str], port: int, sockets: list[socket.socket]) -> None:
+        """Gives the fork server listeners that are bound already; they become our copies."""
+        self.copies.put(name, sockets)
+        call = calls.Hold(number=0, name=name, addresses=addresses, port=port, listeners=len(sockets))
+        await self._call(lambda number: replace(call, number=number), sockets)
+
+    async def adopt(self, process: Process) -> None:
+        """Has a process that lost its fork server taken on; raises CannotStart when it is gone."""
+        await self._call(lambda number: calls.Adopt(number=number, process=process))
+
+    async def ping(self) -> None:
+        """Returns when the fork server has answered."""
+        await self._call(lambda number: calls.Ping(number=number))
 
     async def signal(self, pid: int, number: int, *, group: bool = False) -> bool:
         """Signals a process of ours; False when it is gone already."""
         try:
             await self._call(lambda call: calls.Signal(number=call, pid=pid, signal=number, group=group))
-        except CannotBind:
+        except CannotStart:
             return False
         return True
 
@@ -133,11 +151,12 @@ class Link:
         sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(report.listeners)]
         self._pending.pop(report.number).take(report, sockets)
 
-    async def _call(self, make: Callable[[int], calls.AnyCall]) -> _Pending:
+    async def _call(self, make: Callable[[int], calls.AnyCall], sockets: Sequence[socket.socket] = ()) -> _Pending:
         number = next(self._numbers)
         pending = self._pending[number] = _Pending()
         try:
-            await self._stream.send(calls.line(make(number)))
+            async with self._sending:  # a fork server that does not read lets calls queue up
+                await self._send(calls.line(make(number)), sockets)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.lost.set()
         try:
@@ -149,16 +168,22 @@ class Link:
         if pending.answer is None:
             raise ForkServerLost(GONE)
         if pending.answer.error is not None:
-            raise CannotBind(pending.answer.errno or 0, pending.answer.error)
+            raise CannotStart(pending.answer.errno or 0, pending.answer.error)
         return pending
+
+    async def _send(self, line: bytes, sockets: Sequence[socket.socket]) -> None:
+        if sockets:
+            await self._stream.send_fds(line, [one.fileno() for one in sockets])
+        else:
+            await self._stream.send(line)
 
 
 @asynccontextmanager
-async def connected(path: Path, on_exit: Callable[[Exited], None]) -> AsyncIterator[Link]:
+async def connected(path: Path, on_exit: Callable[[Exited], None], copies: Copies) -> AsyncIterator[Link]:
     """A connection to the fork server that listens at `path`, closed at the end of the block."""
     try:
         stream = await anyio.connect_unix(os.fspath(path))
     except OSError as error:
         raise ForkServerLost(f"no fork server answers at {path} ({error.strerror})") from None
     async with stream:
-        yield Link(stream, on_exit)
+        yield Link(stream, on_exit, copies)

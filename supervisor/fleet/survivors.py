@@ -1,7 +1,4 @@
-"""Specialists whose fork server is gone. They are recognised and asked to end; what replaces them waits for their ports.
-
-A number in a journal proves nothing: it may be anybody's by now. The process must bear the title that only ours have.
-"""
+"""Specialists that cannot be taken on: they are asked to end, and what replaces them waits for their ports."""
 
 from __future__ import annotations
 
@@ -9,58 +6,35 @@ import os
 import signal
 
 import anyio
-import psutil
 
-from protocol.control import SpecialistStatus
-from supervisor.fleet.calls import title
+from supervisor.fleet import pidfiles
+from supervisor.fleet.calls import Process
 
-LOOK_EVERY = 0.02  # seconds; they are nobody's children here, so there is no exit to be told of
+LOOK_EVERY = 0.02  # seconds; they may be nobody's children here, so there is no exit to be told of
 KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
 
 
-def find(specialists: list[SpecialistStatus]) -> list[psutil.Process]:
-    """The processes of these entries that still live. psutil signals none whose number went to somebody else."""
-    found = []
-    for one in specialists:
-        if one.pid is None:
-            continue
-        try:
-            process = psutil.Process(one.pid)
-            words = process.cmdline()
-            if words and words[0].rstrip() == title(one.name, one.port) and process.uids().real == os.getuid():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-async def end(processes: list[psutil.Process], grace: float) -> None:
+async def end(processes: list[Process], grace: float) -> None:
     """Asks them to end, and ends by force what does not within `grace` seconds. They stop accepting at once."""
-    send(processes, signal.SIGTERM)
-    send(processes, signal.SIGCONT)
+    _send(processes, signal.SIGTERM)
+    _send(processes, signal.SIGCONT)
     with anyio.move_on_after(grace):
         await _gone(processes)
         return
-    send(processes, signal.SIGKILL)
+    _send(processes, signal.SIGKILL)
     with anyio.move_on_after(KILLED_WITHIN):
         await _gone(processes)
 
 
-def send(processes: list[psutil.Process], number: int) -> None:
+def _send(processes: list[Process], number: int) -> None:
     for process in processes:
         try:
-            process.send_signal(number)
-        except psutil.Error:
+            if pidfiles.is_alive(process):
+                os.kill(process.pid, number)
+        except ProcessLookupError:
             pass  # it ended in the meantime
 
 
-async def _gone(processes: list[psutil.Process]) -> None:
-    while any(_lives(process) for process in processes):  # noqa: ASYNC110 - there is no event
+async def _gone(processes: list[Process]) -> None:
+    while any(pidfiles.is_alive(process) for process in processes):  # noqa: ASYNC110 - there is no event
         await anyio.sleep(LOOK_EVERY)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

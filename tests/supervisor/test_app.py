@@ -113,32 +113,6 @@ async def test_what_was_stopped_stays_stopped_under_the_next_supervisor(tmp_path
         assert one(seen, "apollo").restarts == 0
 
 
-async def test_when_the_fork_server_dies_the_team_comes_back_without_duplicates(tmp_path: Path) -> None:
-    with Team.start(tmp_path, roster=ROSTER) as team:
-        before = pids(await report(team))
-        fork_server_of(team).kill()
-        seen = await until(team, lambda seen: all_ready(seen) and not set(pids(seen).values()) & set(before.values()))
-        for pid in before.values():
-            assert pid is not None
-            await gone(pid)
-        assert sorted(leftovers(team)) == sorted(pid for pid in pids(seen).values() if pid)
-        for name in ROSTER:
-            assert (await ask_health(team.port(name))).pid == one(seen, name).pid
-
-
-async def test_when_supervisor_and_fork_server_die_up_replaces_what_they_left(tmp_path: Path) -> None:
-    with Team.start(tmp_path, roster=ROSTER) as team:
-        before = pids(await report(team))
-        server = fork_server_of(team)
-        await kill_supervisor(team)
-        server.kill()
-        await gone(server.pid)
-        await up(team)
-        seen = await until(team, all_ready)
-        assert not set(pids(seen).values()) & set(before.values())
-        assert sorted(leftovers(team)) == sorted(pid for pid in pids(seen).values() if pid)
-
-
 @pytest.mark.parametrize("with_fork_server", [True, False])
 async def test_down_leaves_nothing_after_a_killed_supervisor_either(tmp_path: Path, with_fork_server: bool) -> None:
     with Team.start(tmp_path, roster=ROSTER) as team:

@@ -66,12 +66,11 @@ class Supervisor:
         self._number += 1
         return self._number
 
-    def bind(self, config: SpecialistConfig) -> Answered:
-        return self.call(calls.Bind(number=self.next(), name=config.name, addresses=config.addresses, port=config.port))
+    def fork(self, config: SpecialistConfig) -> Answered:
+        return self.call(calls.Fork(number=self.next(), config=config))
 
     def start(self, config: SpecialistConfig) -> int:
-        assert self.bind(config).error is None
-        pid = self.call(calls.Fork(number=self.next(), config=config)).pid
+        pid = self.fork(config).pid
         assert pid is not None
         return pid
 
@@ -132,21 +131,34 @@ def test_a_taken_port_is_refused_with_its_errno(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         config = specialist(tmp_path, port=stranger.getsockname()[1])
         with fork_server(tmp_path) as path, supervisor(path) as ours:
-            assert ours.bind(config).errno == errno.EADDRINUSE
+            assert ours.fork(config).errno == errno.EADDRINUSE
 
 
-def test_a_port_that_is_held_is_bound_once(tmp_path: Path) -> None:
+def test_a_second_process_of_a_name_has_the_same_listener(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
-        assert ours.bind(config).error is None
-        assert ours.bind(config).error is None
+        ours.start(config)
+        ours.start(config)
+        with psutil.Process(ours.living.pid).oneshot():
+            listening = [one for one in psutil.Process(ours.living.pid).net_connections() if one.status == "LISTEN"]
+        assert len(listening) == 1
+
+
+def test_copies_of_a_new_listener_come_with_the_answer_and_again_to_who_has_none(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        assert ours.call(calls.Fork(number=1, config=config, has_copies=True)).listeners == 1
+        assert ours.call(calls.Fork(number=2, config=config, has_copies=True)).listeners == 0
+        assert ours.call(calls.Fork(number=3, config=config)).listeners == 1
 
 
 def test_another_port_of_the_name_lets_go_of_the_first(tmp_path: Path) -> None:
     before, after = specialist(tmp_path), specialist(tmp_path, port=free_port())
     with fork_server(tmp_path) as path, supervisor(path) as ours:
-        ours.bind(before)
+        old = ours.start(before)
         ours.start(after)
+        ours.signal(old, signal.SIGKILL)
+        ours.exit_of(old)
         assert answers(after.port)
         with pytest.raises(ConnectionRefusedError):
             answers(before.port)
@@ -155,16 +167,11 @@ def test_another_port_of_the_name_lets_go_of_the_first(tmp_path: Path) -> None:
 def test_a_released_port_refuses(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
-        ours.bind(config)
+        ours.signal(pid := ours.start(config), signal.SIGKILL)
+        ours.exit_of(pid)
         ours.call(calls.Release(number=ours.next(), name=config.name))
         with pytest.raises(ConnectionRefusedError):
             answers(config.port)
-
-
-def test_a_fork_without_a_port_is_refused(tmp_path: Path) -> None:
-    with fork_server(tmp_path) as path, supervisor(path) as ours:
-        answer = ours.call(calls.Fork(number=ours.next(), config=specialist(tmp_path)))
-        assert answer.error == "the port of apollo is not bound"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +238,7 @@ def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path
             with supervisor(path) as looking:
                 assert [one.pid for one in looking.living.exits] == [pid]
         with supervisor(path) as second:
-            second.bind(specialist(tmp_path))
+            second.call(calls.Ping(number=1))
         with supervisor(path) as third:
             assert third.living.exits == []
 
@@ -250,7 +257,7 @@ def test_an_exit_that_was_told_to_somebody_who_only_looked_is_not_lost(tmp_path:
 def test_a_new_supervisor_supersedes_the_old_one(tmp_path: Path) -> None:
     with fork_server(tmp_path) as path, supervisor(path) as old, supervisor(path) as new:
         assert old.ended()
-        assert new.bind(specialist(tmp_path)).error is None
+        assert new.fork(specialist(tmp_path)).error is None
 
 
 def test_a_call_that_cannot_be_read_ends_that_connection_only(tmp_path: Path) -> None:
@@ -268,7 +275,8 @@ def test_a_call_that_cannot_be_read_ends_that_connection_only(tmp_path: Path) ->
 def test_lent_listeners_accept_for_the_borrower(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
-        ours.bind(config)
+        ours.signal(pid := ours.start(config), signal.SIGKILL)
+        ours.exit_of(pid)
         ours.link.sendall(calls.line(calls.Lend(number=9, name=config.name)))
         data, fds, _flags, _address = socket.recv_fds(ours.link, 65536, 8)
         answer = calls.decode_report(data.strip())
@@ -354,8 +362,6 @@ def test_a_term_right_after_the_fork_ends_the_child_and_nobody_else(tmp_path: Pa
         ours.start(athena)
         for number in range(20):
             config = msgspec.structs.replace(apollo, description=str(number))
-            ours.bind(config)
-
             ours.link.sendall(calls.line(calls.Fork(number=ours.next(), config=config)))
             pid = ours.answered().pid
             assert pid is not None

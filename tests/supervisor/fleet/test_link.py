@@ -12,9 +12,10 @@ import anyio
 import anyio.abc
 import pytest
 
-from supervisor.errors import CannotBind, ForkServerLost
+from supervisor.errors import CannotStart, ForkServerLost
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Answered, Exited, Living
+from supervisor.fleet.copies import Copies
 from supervisor.fleet.link import Link, connected
 
 LIVING = Living(pid=1, processes=[], held=[], exits=[])
@@ -47,7 +48,7 @@ async def linked(*first: calls.AnyReport) -> AsyncIterator[tuple[Link, Scripted]
             listening.listen()
             exits: list[Exited] = []
             with anyio.fail_after(5):
-                async with connected(folder / "f", exits.append) as link:
+                async with connected(folder / "f", exits.append, Copies()) as link:
                     with listening.accept()[0] as stream:
                         scripted = Scripted(stream)
                         scripted.exits = exits
@@ -59,7 +60,7 @@ async def linked(*first: calls.AnyReport) -> AsyncIterator[tuple[Link, Scripted]
 
 async def test_nobody_there_is_a_lost_fork_server(tmp_path: Path) -> None:
     with pytest.raises(ForkServerLost, match="no fork server answers"):
-        async with connected(tmp_path / "none", lambda _: None):
+        async with connected(tmp_path / "none", lambda _: None, Copies()):
             pass
 
 
@@ -135,15 +136,15 @@ async def test_answers_out_of_order_find_their_calls() -> None:
         await group.start(link.run)
         refused: list[int] = []
 
-        async def bind(name: str) -> None:
+        async def release(name: str) -> None:
             try:
-                await link.bind(name, ["127.0.0.1"], 1)
-            except CannotBind as error:
+                await link.release(name)
+            except CannotStart as error:
                 refused.append(error.number)
 
-        group.start_soon(bind, "apollo")
+        group.start_soon(release, "apollo")
         first = await scripted.hear()
-        group.start_soon(bind, "athena")
+        group.start_soon(release, "athena")
         second = await scripted.hear()
         scripted.say(
             Answered(number=second.number), Answered(number=first.number, errno=98, error="address already in use")

@@ -1,0 +1,267 @@
+"""The fleet for as long as one fork server lives: it is taken over, kept, watched, and in the end taken down.
+
+Whoever was there before may have died at any instruction. What lives then is of three kinds: processes that the fork server
+has, processes that it does not have because its predecessor forked them, and those that ended while nobody looked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.abc
+from msgspec.structs import replace
+
+from daemon import listen
+from daemon.notify import Systemd
+from protocol.settings import SpecialistConfig, Supervision
+from supervisor.config import Loaded
+from supervisor.config import supervision as how_kept
+from supervisor.errors import CannotStart, ForkServerLost
+from supervisor.fleet import pidfiles, survivors, takeover
+from supervisor.fleet.calls import Exited, Living, Process
+from supervisor.fleet.copies import Copies
+from supervisor.fleet.inbox import Adopted, Command
+from supervisor.fleet.keeper import Keeper
+from supervisor.fleet.link import Link, connected
+from supervisor.fleet.marks import Marks
+from supervisor.fleet.processes import END_MARGIN
+from supervisor.operations import Fleet
+
+logger = logging.getLogger("chorus.supervisor")
+
+LIVENESS_RESTARTS = 3  # hung processes of the whole fleet ended at the same time
+MEETS_WITHIN = 30.0  # seconds a fork server has to say what lives: it may have to load everything first
+PING_EVERY = 2.0
+PONG_WITHIN = 6.0  # seconds; then the fork server is as good as dead, and the specialists do without it
+OWN_LATENESS = 1.0  # seconds our own loop may be late before a round is void
+PORT_LOOK_EVERY = 0.02
+REMEMBERED_ENDS = 1000
+
+
+class Reaper:
+    """Takes note of children that are not ours by fork but became ours when their parent died, and of how they ended."""
+
+    def __init__(self) -> None:
+        self._ends: OrderedDict[int, int] = OrderedDict()
+
+    def reap(self) -> None:
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._ends[ended[0]] = os.waitstatus_to_exitcode(ended[1])
+                if len(self._ends) > REMEMBERED_ENDS:
+                    self._ends.popitem(last=False)
+        except ChildProcessError:
+            pass
+
+    def completed(self, exit_: Exited) -> Exited:
+        """With how it ended, where we are the only one who was told."""
+        if exit_.code is not None or exit_.signal is not None:
+            return exit_
+        self.reap()
+        code = self._ends.pop(exit_.pid, None)
+        if code is None:
+            return exit_
+        return replace(exit_, code=code if code >= 0 else None, signal=-code if code < 0 else None)
+
+
+class Tenure:
+    """One fork server's time. `leaving` is where processes end that nobody waits for; it outlives this."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        fleet: Fleet,
+        systemd: Systemd,
+        reaper: Reaper,
+        copies: Copies,
+        leaving: anyio.abc.TaskGroup,
+    ) -> None:
+        self._loaded = loaded
+        self._copies = copies
+        self._fleet = fleet
+        self._systemd = systemd
+        self._reaper = reaper
+        self._leaving = leaving
+        self._marks = Marks(loaded.dirs.logs)
+        self._brake = anyio.CapacityLimiter(LIVENESS_RESTARTS)
+        self._keepers: dict[str, Keeper] = {}
+
+    async def run(
+        self,
+        configs: list[SpecialistConfig],
+        forks: Path,
+        running: dict[str, int | None],
+        missing: str,
+        ready: Callable[[], None],
+        *,
+        resumed: bool,
+    ) -> None:
+        """Keeps the specialists until asked to stop. Raises ForkServerLost, in a group.
+
+        `forks` is where the fork server listens. `running` are the pids that were last known of, by name: what has become of
+        them is found out, and said to have happened while `missing`. `resumed` goes on with what was wanted before; otherwise everybody is. `ready` is called when the
+        team can be asked.
+        """
+        fleet, supervision = self._fleet, self._loaded.settings.supervision
+        async with connected(forks, self._exited, self._copies) as link, anyio.create_task_group() as group:
+            self._link, self._group = link, group
+            for config in configs:
+                self.keep(config, how_kept(self._loaded, config.name))
+            living = await self._meet(link, group)
+            group.start_soon(_watch_over, link, living.pid)
+            await self.settle(supervision)
+            living = await self._take_back(link, living, configs)
+            self._tell_of_missed(living, running, missing)
+            started = await self._hand_over(link, living, group, resumed=resumed)
+            fleet.keepers, fleet.ground = {**self._keepers}, self
+            for command in started:
+                await command.taken.wait()  # the port is bound then, or it is known who holds it
+            ready()
+            group.start_soon(self._marks.cap, fleet.keepers)
+            await fleet.stop.wait()
+            patience = supervision.grace if fleet.grace is None else fleet.grace
+            self._systemd.say("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int((patience + 3 * END_MARGIN) * 1e6)}")
+            await fleet.take_down()
+            await link.quit()
+            fleet.went_down()
+            group.cancel_scope.cancel()
+
+    def keep(self, config: SpecialistConfig, settings: Supervision) -> Keeper:
+        """A keeper for somebody, already running."""
+        keeper = Keeper(config, settings, self._link, self._fleet.registry, self._brake, self._marks.write)
+        self._keepers[config.name] = keeper
+        self._group.start_soon(keeper.run)
+        return keeper
+
+    async def settle(self, supervision: Supervision) -> None:
+        """Does what the settings say that is about no specialist. Raises ForkServerLost."""
+        await self._link.policy(stop_without_supervisor=supervision.on_supervisor_exit == "stop")
+
+    def _exited(self, exit_: Exited) -> None:
+        if keeper := self._keepers.get(exit_.name):
+            keeper.tell(self._reaper.completed(exit_))
+
+    async def _meet(self, link: Link, group: anyio.abc.TaskGroup) -> Living:
+        with anyio.move_on_after(MEETS_WITHIN):
+            living: Living = await group.start(link.run)
+            return living
+        raise ForkServerLost(f"the process that holds the specialists' sockets says nothing for {MEETS_WITHIN:g} s")
+
+    async def _take_back(self, link: Link, living: Living, configs: list[SpecialistConfig]) -> Living:
+        """What lives, with those that a fork server which is gone has left: taken on, or else asked to end.
+
+        The listening sockets come from our own copies, or where we are new too, out of the processes themselves.
+        """
+        for name in living.held:
+            link.copies.put(name, await link.lend(name))
+        for config in configs:
+            if config.name not in living.held and (sockets := link.copies.of(config.name)):
+                await link.hold(config.name, config.addresses, sockets[0].getsockname()[1], sockets)
+        known = {living.pid, *(one.pid for one in living.processes)}
+        taken: list[Process] = []
+        lost: list[Process] = []
+        for process in await takeover.left_behind(self._loaded.dirs.state / pidfiles.FOLDER, known):
+            try:
+                if not link.copies.of(process.name) and (sockets := takeover.listeners_of(process)):
+                    await link.hold(process.name, process.addresses, process.port, sockets)
+                await link.adopt(process)
+                taken.append(process)
+                logger.info("%s (pid %d) has lost its fork server and is taken on", process.name, process.pid)
+            except (OSError, CannotStart) as error:
+                lost.append(process)
+                logger.warning("%s (pid %d) has lost its fork server: %s", process.name, process.pid, error)
+        if lost:
+            grace = self._loaded.settings.supervision.grace + END_MARGIN
+            self._leaving.start_soon(survivors.end, lost, grace)
+            with anyio.move_on_after(grace):
+                for process in lost:
+                    if not link.copies.of(process.name):
+                        await _vacated(process)
+        return replace(living, processes=[*living.processes, *taken])
+
+    def _tell_of_missed(self, living: Living, running: dict[str, int | None], missing: str) -> None:
+        """Says what ended while nobody could be told of it: none of it is lost in silence."""
+        for exit_ in living.exits:
+            if keeper := self._keepers.get(exit_.name):
+                keeper.note_missed(exit_, missing)
+        heard_of = {*(one.pid for one in living.processes), *(one.pid for one in living.exits)}
+        for name, pid in running.items():
+            if pid is not None and pid not in heard_of and (keeper := self._keepers.get(name)):
+                asked = self._fleet.registry[name].wanted == "down"
+                exit_ = Exited(name=name, pid=pid, code=None, signal=None, at=time.time(), asked=asked)
+                keeper.note_missed(self._reaper.completed(exit_), missing)
+
+    async def _hand_over(
+        self, link: Link, living: Living, group: anyio.abc.TaskGroup, *, resumed: bool
+    ) -> list[Command]:
+        """Gives each keeper what lives of it, and has started what is wanted: by the commands that are returned."""
+        fleet = self._fleet
+        started: list[Command] = []
+        wanted = {name: fleet.registry[name].wanted if resumed else "up" for name in self._keepers}
+        for name in living.held:
+            if name not in self._keepers:
+                await link.release(name)
+        for process in sorted(living.processes, key=lambda one: one.started):
+            if keeper := self._keepers.get(process.name):
+                keeper.tell(Adopted(process))
+            else:
+                logger.warning("%s is not in the team any more: its process %d is ended", process.name, process.pid)
+                group.start_soon(_end_stranger, link, process.pid, self._loaded.settings.supervision.grace)
+        alive = {process.name for process in living.processes if not process.stopping}
+        for name, keeper in self._keepers.items():
+            if name in alive and wanted[name] == "down":
+                keeper.tell(Command("stop", "was to be stopped"))
+            elif name not in alive and wanted[name] != "down" and not fleet.stop.is_set():
+                started.append(Command("start", "the team was started"))
+                keeper.tell(started[-1])
+                if wanted[name] == "drained":
+                    keeper.tell(Command("drain", "was drained before"))
+        return started
+
+
+async def end_left_behind(loaded: Loaded) -> int:
+    """Ends the fork server and the specialists of a supervisor that is gone; returns how many processes there were."""
+    grace = loaded.settings.supervision.grace + END_MARGIN
+    found = await takeover.left_behind(loaded.dirs.state / pidfiles.FOLDER, set())
+    server = pidfiles.read(loaded.dirs.state / pidfiles.FORK_SERVER)
+    if server is not None:
+        await survivors.end([server], grace + END_MARGIN)  # which ends those that it has
+    await survivors.end(found, grace)
+    return len(found) + (server is not None)
+
+
+async def _watch_over(link: Link, pid: int) -> None:
+    """Kills a fork server that does not answer: stopped or stuck, it can start nobody, and its death can be made good."""
+    while True:
+        await anyio.sleep(PING_EVERY)
+        due = time.monotonic() + PONG_WITHIN
+        with anyio.move_on_after(PONG_WITHIN) as patience:
+            await link.ping()
+        if patience.cancelled_caught and time.monotonic() - due < OWN_LATENESS:
+            logger.error("the fork server (pid %d) does not answer for %g s and is killed", pid, PONG_WITHIN)
+            os.kill(pid, signal.SIGKILL)
+            return
+
+
+async def _vacated(process: Process) -> None:
+    """Returns when a process that was asked to end does not listen any more."""
+    while True:
+        try:
+            for listener in listen.bind(process.addresses, process.port):
+                listener.close()
+            return
+        except OSError:
+            await anyio.sleep(PORT_LOOK_EVERY)
+
+
+async def _end_stranger(link: Link, pid: int, grace: float) -> None:
+    await link.signal(pid, signal.SIGTERM)
+    await anyio.sleep(grace + END_MARGIN)
+    await link.signal(pid, signal.SIGKILL, group=True)

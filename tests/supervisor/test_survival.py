@@ -1,0 +1,319 @@
+"""Whoever dies, whenever: the specialists live on, nobody who connects is refused, and nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import anyio
+import psutil
+import pytest
+from keeping import all_ready, ask_health, control, fork_server_of, gone, one, pids, report, until, wait_gone
+from team import Team, command, wait_until
+
+from protocol.client import connect
+from protocol.control import Restart, Start, Stop
+from protocol.messages import Chat, StreamChunk, StreamEnd
+from supervisor.fleet.calls import FORK_SERVER, title
+
+ROSTER = ["apollo", "athena"]
+SLOW = "[backend]\nkind = 'builtin'\npace = 20.0\n"
+LONG = "one two three four five " * 10
+KILLING = Path(__file__).resolve().parents[1] / "killing"
+WITHIN = 30.0
+MOST_LINES, LINES_APART = 100, 4  # of the supervisor, from a death to its making good: 25 places
+
+
+def alive(team: Team, name: str) -> list[int]:
+    """The processes that bear a specialist's title, zombies aside."""
+    wanted, found = title(name, team.port(name)), []
+    for process in psutil.process_iter():
+        try:
+            if " ".join(process.cmdline()).strip() == wanted and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def supervisor_of(team: Team) -> int:
+    return int((team.home / ".local/state/chorus/supervisor.lock").read_text())
+
+
+def fork_servers(team: Team) -> list[psutil.Process]:
+    """Living fork servers below the supervisor."""
+    found = []
+    for process in psutil.Process(supervisor_of(team)).children():
+        try:
+            if " ".join(process.cmdline()).strip() == FORK_SERVER and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+async def new_fork_server(team: Team, old: int) -> psutil.Process:
+    """The one that has taken the place of the old one, as soon as the team can be asked again."""
+    await anyio.to_thread.run_sync(
+        lambda: wait_until(
+            lambda: [one.pid for one in fork_servers(team)] not in ([], [old]), WITHIN, "there is no new fork server"
+        )
+    )
+    async with control(team) as operator:
+        with anyio.fail_after(WITHIN):
+            while not (await operator.call(Start(names=["apollo"]))).ok:
+                pass
+    return fork_servers(team)[0]
+
+
+async def kill_supervisor(team: Team) -> None:
+    supervisor = supervisor_of(team)
+    os.kill(supervisor, signal.SIGKILL)
+    await gone(supervisor)
+
+
+async def up(team: Team) -> None:
+    """`chorus up`, with this test's event loop going on."""
+    done = await anyio.to_thread.run_sync(team.run, "up")
+    assert done.returncode == 0, done.stderr
+
+
+class Callers:
+    """Somebody connects to each port again and again, in a thread; what the kernel refuses is written down."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self.refused: list[str] = []
+        self.made = 0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._call, args=(port,)) for port in ports]
+
+    def _call(self, port: int) -> None:
+        while not self._over.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", port), 10) as caller:
+                    self.made += 1
+                    caller.shutdown(socket.SHUT_WR)
+            except ConnectionRefusedError:
+                self.refused.append(f"{time.time():.3f}: {port}")
+            except OSError:
+                pass  # cut off by the end of the process that had accepted
+            self._over.wait(0.002)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+async def test_the_death_of_the_fork_server_touches_no_specialist_and_no_stream(tmp_path: Path) -> None:
+    with Team.start(tmp_path, config=SLOW, roster=ROSTER) as team:
+        before = pids(await report(team))
+        async with connect("127.0.0.1", team.port("apollo")) as connection:
+            replies = connection.ask(Chat(content=LONG, stream=True))
+            while not isinstance(await anext(replies), StreamChunk):
+                pass
+            server = fork_server_of(team)
+            server.kill()
+            with anyio.fail_after(WITHIN):
+                last = [reply async for reply in replies][-1]
+        assert isinstance(last, StreamEnd)
+        await new_fork_server(team, server.pid)
+        seen = await until(team, all_ready)
+        assert pids(seen) == before
+        assert all(entry.restarts == 0 for entry in seen.specialists)
+
+
+async def test_who_was_taken_on_is_kept_like_the_others(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        server.kill()
+        await new_fork_server(team, server.pid)
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            team.signal("apollo", signal.SIGKILL)
+            seen = await until(team, lambda seen: all_ready(seen) and one(seen, "apollo").pid != before["apollo"])
+            async with control(team) as operator, anyio.create_task_group():
+                restarted = await operator.call(Restart(names=["athena"]))
+        assert callers.refused == []
+        assert callers.made > 10
+        last_exit = one(seen, "apollo").last_exit
+        assert last_exit is not None
+        assert last_exit.cause == "killed by SIGKILL"
+        assert restarted.ok
+        assert restarted.changed[0].old_pid == before["athena"]
+        async with control(team) as operator:
+            assert (await operator.call(Stop(names=["apollo"]))).ok
+        assert alive(team, "apollo") == []
+        assert len(alive(team, "athena")) == 1
+
+
+async def test_who_was_taken_on_goes_down_with_the_team(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        server = fork_server_of(team)
+        server.kill()
+        await new_fork_server(team, server.pid)
+        ours = team.processes()
+        assert len(ours) == 4
+        assert team.run("down").returncode == 0
+        for process in ours:
+            wait_gone(process.pid)
+
+
+async def test_when_supervisor_and_fork_server_die_the_next_ones_go_on_with_the_same_processes(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            await kill_supervisor(team)
+            server.kill()
+            await gone(server.pid)
+            await up(team)
+            seen = await until(team, all_ready)
+        assert callers.refused == []
+        assert pids(seen) == before
+        team.signal("apollo", signal.SIGKILL)
+        seen = await until(team, lambda seen: all_ready(seen) and one(seen, "apollo").pid != before["apollo"])
+        assert one(seen, "athena").pid == before["athena"]
+        assert len(alive(team, "apollo")) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root and setpriv to be refused")
+async def test_where_the_kernel_refuses_the_sockets_a_specialist_is_restarted_and_never_doubled(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    # PR_SET_DUMPABLE 0: without the capability not even a process of the same user may look inside (ptrace(2)).
+    (closed / "sitecustomize.py").write_text("import ctypes\nctypes.CDLL(None).prctl(4, 0)\n")
+    team = Team.prepare(tmp_path, roster=ROSTER)
+    team.env["PYTHONPATH"] = f"{closed}:{team.env['PYTHONPATH']}"
+
+    def start() -> None:
+        without = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--"]
+        done = subprocess.run([*without, *command("up")], env=team.env, cwd=team.home, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    with team:
+        await anyio.to_thread.run_sync(start)
+        team.is_up = True
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        await kill_supervisor(team)
+        server.kill()
+        await gone(server.pid)
+        await anyio.to_thread.run_sync(start)
+        seen = await until(team, all_ready)
+        assert not set(pids(seen).values()) & set(before.values())
+        for name in ROSTER:
+            assert alive(team, name) == [one(seen, name).pid]
+            assert "held by" not in (team.home / f".local/state/chorus/logs/{name}.log").read_text()
+
+
+async def test_a_fork_server_that_is_stopped_is_replaced(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        server.send_signal(signal.SIGSTOP)
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            await gone(server.pid, within=WITHIN)
+            await new_fork_server(team, server.pid)
+            async with control(team) as operator:
+                restarted = await operator.call(Restart(names=["apollo"]))
+        assert callers.refused == []
+        assert restarted.changed[0].old_pid == before["apollo"]
+        assert one(await report(team), "athena").pid == before["athena"]
+
+
+async def test_a_death_together_with_the_fork_server_is_told_with_its_cause(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            server.send_signal(signal.SIGSTOP)
+            team.signal("apollo", signal.SIGKILL)
+            server.kill()
+            seen = await until(team, lambda seen: all_ready(seen) and one(seen, "apollo").pid != before["apollo"])
+        assert callers.refused == []
+        apollo = one(seen, "apollo")
+        assert apollo.restarts == 1
+        assert apollo.last_exit is not None
+        assert apollo.last_exit.cause.startswith("killed by SIGKILL")
+        assert one(seen, "athena").pid == before["athena"]
+
+
+@contextmanager
+def team_that_dies(tmp_path: Path, who: str) -> Iterator[tuple[Team, Path]]:
+    """A team one of whose processes can be killed at any line; the file says at which."""
+    at = tmp_path / "at"
+    team = Team.prepare(tmp_path, "[supervision]\nintensity = 1000000\n", roster=ROSTER)
+    team.env |= {"KILL_IN": who, "KILL_AT": str(at), "PYTHONPATH": f"{KILLING}:{team.env['PYTHONPATH']}"}
+    with team:
+        started = team.run("up")
+        team.is_up = True
+        assert started.returncode == 0, started.stderr
+        yield team, at
+
+
+async def test_the_fork_server_may_die_at_any_line(tmp_path: Path) -> None:
+    """While it learns of a specialist's death and starts the next one. Each line once, until there is none left."""
+    with team_that_dies(tmp_path, "forkserver") as (team, at):
+        athena = team.pid("athena")
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            for number in range(1, 1000):
+                [server] = fork_servers(team)
+                before = one(await report(team), "apollo")
+                at.write_text(str(number))
+                os.kill(before.pid or 0, signal.SIGKILL)
+                seen = await until(
+                    team, lambda seen, old=before.pid: all_ready(seen) and one(seen, "apollo").pid not in (None, old)
+                )
+                apollo = one(seen, "apollo")
+                where = f"killed at line {number}"
+                assert alive(team, "apollo") == [apollo.pid], where
+                assert one(seen, "athena").pid == athena, where
+                assert apollo.restarts > before.restarts, where
+                assert (await ask_health(team.port("apollo"))).pid == apollo.pid, where
+                assert callers.refused == [], where
+                if at.exists():
+                    break
+                await new_fork_server(team, server.pid)
+        assert number > 50, "so few lines cannot have been all"
+
+
+async def test_the_supervisor_may_die_at_any_line(tmp_path: Path) -> None:
+    """While it hears of a specialist's death and has the next one started; the next supervisor makes good what is missing."""
+    with team_that_dies(tmp_path, "supervisor") as (team, at):
+        athena = team.pid("athena")
+        died = 0
+        with Callers([team.port(name) for name in ROSTER]) as callers:
+            for number in range(1, MOST_LINES, LINES_APART):
+                before = one(await report(team), "apollo")
+                supervisor = supervisor_of(team)
+                at.write_text(str(number))
+                os.kill(before.pid or 0, signal.SIGKILL)
+                await gone(supervisor, WITHIN)
+                died += 1
+                await up(team)
+                seen = await until(
+                    team, lambda seen, old=before.pid: all_ready(seen) and one(seen, "apollo").pid not in (None, old)
+                )
+                apollo = one(seen, "apollo")
+                where = f"killed at line {number}"
+                assert alive(team, "apollo") == [apollo.pid], where
+                assert one(seen, "athena").pid == athena, where
+                assert apollo.restarts > before.restarts, where
+                assert (await ask_health(team.port("apollo"))).pid == apollo.pid, where
+                assert callers.refused == [], where
+        assert died > 10
