@@ -174,19 +174,21 @@ class BackendState(Struct, frozen=True):
 
 
 class HealthResponse(Reply, frozen=True, tag="health_response", kw_only=True):
+    """Every figure measured. A specialist that is not our own daemon may leave out all but `ai_id` and `pid`."""
+
     ai_id: str
-    status: Literal["healthy", "degraded", "draining"]
-    component: str
-    model: str
+    status: Literal["healthy", "degraded", "draining"] = "healthy"
+    component: str = ""
+    model: str | None = None
     pid: int
-    instance: str
-    clients: int
-    in_flight: int
-    queued: int
-    backend: BackendState
-    uptime: float
-    rss_bytes: int
-    loop_lag_ms: float
+    instance: str = ""
+    clients: int = 0
+    in_flight: int = 0
+    queued: int = 0
+    backend: BackendState = BackendState("command", None, "ready", None)
+    uptime: float | None = None
+    rss_bytes: int | None = None
+    loop_lag_ms: float | None = None
     answered: int = 0
     first_token_ms: float | None = None
     tokens_per_second: float | None = None

@@ -15,8 +15,10 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Memory = Annotated[int, Meta(ge=1_048_576)]  # bytes
 BackendKind = Literal["auto", "ollama", "openai_compatible", "builtin"]
 RestartPolicy = Literal["never", "on_failure", "always"]
+Restarter = Literal["chorus", "systemd"]
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
@@ -55,7 +57,9 @@ class Supervision(Struct, frozen=True, forbid_unknown_fields=True):
     health_period: Positive = 2.0
     hung_after: Positive = 6.0
     grace: Seconds = 10.0
+    max_rss_bytes: Memory | None = None  # more than this, and an idle process is replaced; shared pages count too
     on_supervisor_exit: Literal["keep", "stop"] = "keep"
+    restarter: Restarter = "chorus"  # exactly one: where it is systemd, the supervisor only observes and delegates
 
 
 class SpecialistSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +72,8 @@ class SpecialistSettings(Struct, frozen=True, forbid_unknown_fields=True):
     capabilities: list[str] | None = None
     options: dict[str, Any] = {}
     restart: RestartPolicy | None = None
+    max_rss_bytes: Memory | None = None
+    command: Annotated[list[str], Meta(min_length=1)] | None = None
 
 
 class Gateway(Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +124,7 @@ class SpecialistConfig(Struct, frozen=True, kw_only=True):
     `addresses` are the hosts it listens on, all with the same port. `model` None lets the backend choose.
     `url_asked_for` is whether a user named the model server: then an absent one is an error, never an echo.
     `allowed_uids` are the users of this machine that may talk to it; our own and root always may.
+    `command` is a program that takes the daemon's place, started in `command_dir`.
     """
 
     name: str
@@ -140,6 +147,8 @@ class SpecialistConfig(Struct, frozen=True, kw_only=True):
     data_dir: str
     state_dir: str
     log_dir: str | None = None  # None: to standard error
+    command: list[str] | None = None
+    command_dir: str | None = None
 
     @property
     def ai_id(self) -> str:

@@ -24,7 +24,8 @@ from protocol.settings import Settings
 from supervisor.locate import Key, dotted
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-RESERVED = frozenset({"all"})  # `chorus stop all`
+# `chorus stop all`; the others are what the team's own processes are called in logs and events.
+RESERVED = frozenset({"all", "supervisor", "gateway", "forkserver"})
 
 
 class Source(Struct, frozen=True):
@@ -145,7 +146,7 @@ def _is_plain(value: Any) -> bool:
 
 def bad_name(spelled: str, name: str, met: Iterable[str]) -> str | None:
     if not NAME.fullmatch(name) or name in RESERVED:
-        form = 'a name of a-z, 0-9 and _, a letter first, 32 at most, not "all"'
+        form = f"a name of a-z, 0-9 and _, a letter first, 32 at most, not one of {', '.join(sorted(RESERVED))}"
         return f"expected {form}, got {shown(spelled)}"
     if name in met:
         return f"{shown(spelled)} is {name}, who is there already"

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from protocol import names
 from protocol.errors import NotFound
-from protocol.settings import Settings, SpecialistConfig, SpecialistSettings
+from protocol.settings import Backend, Settings, SpecialistConfig, SpecialistSettings
 from supervisor.config import ConfigError, Loaded
 from supervisor.places import private_folder
 
@@ -53,7 +53,7 @@ def resolve(loaded: Loaded, name: str) -> SpecialistConfig:
         description=who.description,
         capabilities=who.capabilities,
         model=own.model or settings.backend.model,
-        backend=settings.backend,
+        backend=_told(settings.backend),
         url=loaded.url,
         url_asked_for=loaded.url_asked_for,
         api_key=loaded.api_key,
@@ -65,7 +65,20 @@ def resolve(loaded: Loaded, name: str) -> SpecialistConfig:
         data_dir=str(loaded.dirs.data),
         state_dir=str(loaded.dirs.state),
         log_dir=str(loaded.dirs.logs),
+        command=own.command,
+        command_dir=_said_in(loaded, f"specialists.{name}.command") if own.command else None,
     )
+
+
+def _told(backend: Backend) -> Backend:
+    """What a daemon goes by of it; the rest it is told resolved or not at all, and a change there is none to it."""
+    return msgspec.structs.replace(backend, model=None, url=None, api_key_file=None, parallel=None)
+
+
+def _said_in(loaded: Loaded, key: str) -> str | None:
+    """The folder of the file that says something: what it names may lie beside it."""
+    file = loaded.origins.get(key, "").rpartition(":")[0]
+    return str(Path(file).absolute().parent) if file else None
 
 
 # -- ports ---------------------------------------------------------------------------------------------------

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 
 import anyio
+import anyio.abc
 from msgspec import Struct
 
 from protocol.client import Connection, connect
 from protocol.errors import PeerError, ProtocolError
 from protocol.messages import Health, HealthResponse
+from protocol.settings import Supervision
+from supervisor.fleet.lifecycle import Event
 
 logger = logging.getLogger("chorus.supervisor")
 
 START_WITHIN = 20.0  # seconds until a new process must have answered once
 RETRY_AFTER = 0.02  # between connections while a predecessor still accepts on the same listener
 LEAST_PATIENCE = 0.5  # seconds that every question has, also to one that was silent before
+ROUNDS = 3  # on one connection; the next question comes in by the door, which who closed its listener does not open
 OWN_LATENESS = 1.0  # seconds our own loop may be late before a round is void
 
 
@@ -55,14 +60,14 @@ async def watch(
             try:
                 async with connect(host, port) as connection:
                     answer = await _ask(connection)
-                    if answer.pid == pid:
+                    if _is_of(answer.pid, pid):
                         report(Answering(answer))
                         limit = hung_after
                         patience.deadline = math.inf  # the rounds have limits of their own
-                        heard = await _keep_asking(connection, period, hung_after, report)
+                        heard = await _keep_asking(connection, port, period, hung_after, report)
+                        continue  # by the door: silence counts when the door stays shut as well
             except ProtocolError as error:
-                if not isinstance(error, PeerError):
-                    logger.warning("port %d answered a health check with: %s", port, error.sentence)
+                _tell(port, error)
         if patience.cancelled_caught and _was_late(asked + allowed):
             heard = time.monotonic()
         silent_for = time.monotonic() - heard
@@ -72,11 +77,11 @@ async def watch(
 
 
 async def _keep_asking(
-    connection: Connection, period: float, hung_after: float, report: Callable[[Verdict], None]
+    connection: Connection, port: int, period: float, hung_after: float, report: Callable[[Verdict], None]
 ) -> float:
-    """Rounds on one connection; returns when it was last heard of, once it is silent for too long or the connection ends."""
+    """Some rounds on one connection; returns when it was last heard of, also once it is silent for too long or hangs up."""
     heard = time.monotonic()
-    while True:
+    for _ in range(ROUNDS):
         # All rounds of the fleet fall on the same moments: waking once for 18 questions costs less than waking 18 times.
         due = (time.monotonic() // period + 1) * period
         await anyio.sleep(due - time.monotonic())
@@ -87,12 +92,28 @@ async def _keep_asking(
         with anyio.move_on_after(allowed) as patience:
             try:
                 report(Answering(await _ask(connection)))
-            except PeerError:
+            except ProtocolError as error:
+                _tell(port, error)
                 return heard
             heard = time.monotonic()
         if patience.cancelled_caught:
             # Its answer may lie there unread: a timer that is overdue cancels before we come to read.
             return time.monotonic() if _was_late(asked + allowed) else heard
+    return heard
+
+
+def _is_of(answering: int, pid: int) -> bool:
+    """Whether it is this process that answers, or one that it started: a program may come with a launcher of its own."""
+    try:
+        return answering == pid or os.getsid(answering) == pid
+    except OSError:
+        return False
+
+
+def _tell(port: int, error: ProtocolError) -> None:
+    """That there is no answer is told by the verdict; another answer than was asked for is worth a line."""
+    if not isinstance(error, PeerError):
+        logger.warning("port %d answered a health check with: %s", port, error.sentence)
 
 
 def _was_late(due: float) -> bool:
@@ -105,3 +126,52 @@ async def _ask(connection: Connection) -> HealthResponse:
     if not isinstance(answer, HealthResponse):
         raise PeerError("a health check was answered by something else")
     return answer
+
+
+class Watching:
+    """The health checks of one specialist's process: of one at a time. Written by its keeper.
+
+    `report` is called with the pid and every verdict.
+    """
+
+    def __init__(self, report: Callable[[int, Verdict], None]) -> None:
+        self._report = report
+        self._scope: anyio.CancelScope | None = None
+
+    def begin(self, group: anyio.abc.TaskGroup, place: tuple[str, int], pid: int, settings: Supervision) -> None:
+        """Watches a process in the keeper's own group, and nobody else any more."""
+        self.end()
+        scope = self._scope = anyio.CancelScope()
+        period, hung_after = settings.health_period, settings.hung_after
+
+        async def run() -> None:
+            with scope:
+                await watch(*place, pid, period, hung_after, lambda verdict: self._report(pid, verdict))
+
+        group.start_soon(run)
+
+    def end(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+            self._scope = None
+
+
+def judged(seen: HealthResponse) -> tuple[Event, str, str | None]:
+    """What an answer means, its cause in words, and what to do."""
+    if seen.backend.state in ("ready", "loading"):
+        return Event.HEALTHY, "answers", None
+    return Event.UNWELL, seen.backend.error or f"the model server is {seen.backend.state}", "chorus doctor"
+
+
+def figures(seen: HealthResponse) -> dict[str, object]:
+    """What the registry takes of an answer, by the names of its fields."""
+    return {
+        "model": seen.model,
+        "backend": seen.backend.kind,
+        "in_flight": seen.in_flight,
+        "queued": seen.queued,
+        "first_token_ms": seen.first_token_ms,
+        "tokens_per_second": seen.tokens_per_second,
+        "prompt_tokens_per_second": seen.prompt_tokens_per_second,
+        "rss_bytes": seen.rss_bytes,
+    }

@@ -7,50 +7,48 @@ the middle of a stop needs no special case.
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 import signal
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import Any
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+from msgspec.structs import replace
 
-from protocol.control import AS_ASKED, BackendStatus, LastExit
-from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
-from supervisor.errors import CannotBind
-from supervisor.fleet import health, restart
+from protocol.control import AS_ASKED, BackendStatus
+from protocol.messages import HealthResponse
+from protocol.settings import SpecialistConfig, Supervision
+from supervisor.errors import CannotStart
+from supervisor.fleet import ending, health, obstacle, processes, restart
 from supervisor.fleet.calls import Exited, Process, fingerprint
-from supervisor.fleet.health import Answering, Silent
-from supervisor.fleet.inbox import Adopted, Command, Due, Happening, Heard, Inbox
+from supervisor.fleet.health import Silent, Watching
+from supervisor.fleet.inbox import Adopted, Command, Due, Happening, Heard, Inbox, Reconfigured
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep, State, Wanted, next_state
 from supervisor.fleet.link import Link
-from supervisor.fleet.owner import describe
+from supervisor.fleet.memory import Ceiling
 from supervisor.fleet.pause import Pause
+from supervisor.fleet.processes import Processes
 from supervisor.fleet.registry import Registry
 
 logger = logging.getLogger("chorus.supervisor")
-
-WITHOUT_LIMIT = 1_000_000  # failures that are never too many: a port that is taken is nobody's crash
-BLOCKED_DELAY = 2.0  # longest pause between tries for a port that somebody else holds
-STACKS_WITHIN = 0.3  # seconds a hung process has to write its stacks
-END_MARGIN = 2.0  # seconds between the end of a process's own grace and force
 
 
 class Keeper:
     """Keeps one specialist as it is wanted. The only writer of its entry in the registry.
 
-    `brake` limits how many hung processes of the whole fleet are ended at the same time.
+    `config` and `settings` are as an operator wants them. `brake` limits how many hung processes of the whole fleet are ended
+    at the same time.
     """
 
     def __init__(
         self,
         config: SpecialistConfig,
         settings: Supervision,
-        policy: RestartPolicy,
         link: Link,
         registry: Registry,
         brake: anyio.CapacityLimiter,
@@ -59,21 +57,33 @@ class Keeper:
         self.config = config
         self.name = config.name
         self.settings = settings
-        self.policy = policy
         self.link = link
         self.registry = registry
         self.state = State.STOPPED
         self.wanted = Wanted.DOWN
-        self.pid: int | None = None
-        self.replaced: set[int] = set()  # predecessors that finish what they have under way
         self.inbox = Inbox(config.name)
         self._brake = brake
         self._mark = mark
         self._record = restart.Record()
-        self._ready_since: float | None = None
-        self._why_killed: str | None = None
-        self._watching: anyio.CancelScope | None = None
+        self._ceiling = Ceiling()
+        self._processes = Processes(config.name, link, mark)
+        self._watching = Watching(lambda pid, verdict: self.tell(Heard(pid, verdict)))
         self._pause = Pause(config.name, config.ai_id, link, lambda number: self.tell(Due(number)))
+
+    @property
+    def pid(self) -> int | None:
+        """The process that has the place; predecessors may live besides."""
+        return self._processes.pid
+
+    @property
+    def running(self) -> SpecialistConfig | None:
+        """What that process was started with."""
+        return self._processes.running
+
+    @property
+    def replaced(self) -> set[int]:
+        """Predecessors that finish what they have under way."""
+        return self._processes.replaced
 
     @property
     def is_gone(self) -> bool:
@@ -88,15 +98,13 @@ class Keeper:
         """Seconds until the next try, while it is backing off or failed."""
         return self._pause.due_in()
 
-    def note_missed(self, exit_: Exited) -> None:
-        """A process ended while no supervisor was there: said in the log and in the status, and counted."""
-        if exit_.asked:
-            self._mark(self.name, f"pid {exit_.pid} {_ending(exit_)}, as asked")
-            return
-        cause = f"{_ending(exit_)} while no supervisor was running"
+    def note_missed(self, exit_: Exited, when: str) -> None:
+        """A process ended while nobody could be told of it: said in the log, in the events and in the status, and counted."""
+        cause = f"{ending.sentence(exit_)} while {when}" + (", as asked" if exit_.asked else "")
         self._mark(self.name, f"pid {exit_.pid} {cause}")
-        last = LastExit(cause, exit_.code, _signal_name(exit_.signal), exit_.at)
-        self.registry.note(self.name, restarts=self.registry[self.name].restarts + 1, last_exit=last)
+        last = ending.last_exit(exit_, AS_ASKED if exit_.asked else cause)
+        restarts = self.registry[self.name].restarts + (not exit_.asked)
+        self.registry.move(self.name, self.state.value, cause, old_pid=exit_.pid, restarts=restarts, last_exit=last)
 
     async def run(self) -> None:
         """Lives until cancelled. Processes outlive it."""
@@ -110,6 +118,10 @@ class Keeper:
                         logger.exception("%s: an event came that cannot", self.name)
         finally:
             self.inbox.close()
+
+    def dismiss(self) -> None:
+        """Ends the keeping of a name that is no more: no process of it lives."""
+        self._group.cancel_scope.cancel()
 
     async def _handle(self, happening: Happening) -> None:
         match happening:
@@ -127,16 +139,18 @@ class Keeper:
                 await self._heard(happening)
             case Due():
                 if happening.number == self._pause.number and self.state in (State.BACKING_OFF, State.FAILED):
-                    await self._launch("its time to be tried again came")
+                    await self._launch(f"tried again after: {self.registry[self.name].last_error}")
             case Adopted():
                 await self._adopt(happening.process)
+            case Reconfigured():
+                await self._reconfigure(happening)
 
     # -- what is asked ------------------------------------------------------------------------------------------------------
 
     async def _start(self, cause: str) -> None:
         was = self.wanted
         self._want(Wanted.UP)
-        self._record = restart.given_another_chance(self._record)
+        self._record = restart.Record()  # nothing is held against it
         if was is Wanted.DRAINED and self.pid is not None:
             await self._restart(cause)
         elif self.state not in RUNNING and self.state is not State.STOPPING:
@@ -149,29 +163,32 @@ class Keeper:
         if self.state in RUNNING:
             assert self.pid is not None
             self._step(Event.STOP, cause)
-            self._stop_watching()
-            await self._end(self.pid, grace)
+            self._watching.end()
+            await self._processes.end(self._group, self.settings.grace if grace is None else grace)
         elif self.state is State.STOPPING and self.pid is not None and grace is not None:
-            self._group.start_soon(self._make_sure, self.pid, grace)  # it was asked before, with more patience
+            await self._processes.allow(self._group, self.pid, grace)  # it was asked before, with other patience
         elif self.state in (State.BACKING_OFF, State.FAILED):
             self._step(Event.ABANDONED, cause)
         if grace is not None:
             for pid in self.replaced:
-                self._group.start_soon(self._make_sure, pid, grace)
+                await self._processes.allow(self._group, pid, grace)
 
     async def _restart(self, cause: str) -> None:
         self._want(Wanted.UP)
-        self._record = restart.given_another_chance(self._record)
+        self._record = restart.Record()  # nothing is held against it
         if self.state is State.STOPPING:
             return
+        await self._succeed(cause)
+
+    async def _succeed(self, cause: str, **fields: Any) -> None:
+        """A successor accepts on the same listener before the old one stops: nobody waits."""
         old = self.pid
-        # The successor accepts on the same listener before the old one stops: nobody waits.
-        await self._launch(cause)
+        await self._launch(cause, **fields)
         if old is not None and old != self.pid:
-            await self._replace(old)
+            await self._processes.retire(self._group, old, self.settings.grace)
 
     async def _drain(self, cause: str) -> None:
-        if self.state in RUNNING:
+        if self.state in RUNNING and not self.config.command:
             self._want(Wanted.DRAINED)
             if self.state in ANSWERING:
                 await self._refuse_new(cause)
@@ -182,54 +199,78 @@ class Keeper:
         await self.link.signal(self.pid, signal.SIGUSR1)
         self._step(Event.DRAIN, cause)
 
+    async def _reconfigure(self, new: Reconfigured) -> None:
+        """A process is replaced only where it is to be told something new; the rest is ours and counts from now on."""
+        before, self.config, self.settings = self.settings, new.config, new.settings
+        if self.wanted is Wanted.DOWN:
+            self.registry.note(self.name, **self._place())
+        elif new.changed and self.wanted is Wanted.UP:  # a drained one takes it over at its next start
+            if new.lets_go and self.pid is not None and self.state in RUNNING:
+                await self._let_go(self.pid)
+            await self._restart(f"its configuration has changed: {', '.join(new.changed)}")
+        elif self.pid is not None and self.state in RUNNING and before != new.settings:
+            self._watch(self.pid)  # with the new patience
+
+    async def _let_go(self, pid: int) -> None:
+        """Who holds the next port may be waiting for this one: it is given back before there is a successor."""
+        self._watching.end()
+        self._processes.leave()
+        await self.link.release(self.name)
+        await self._processes.retire(self._group, pid, self.settings.grace)
+
     def _want(self, wanted: Wanted) -> None:
         self.wanted = wanted
         self.registry.want(self.name, wanted.value)
 
     # -- starting and ending -------------------------------------------------------------------------------------------------
 
-    async def _launch(self, cause: str) -> None:
-        """Binds the port where it is not held yet, and starts a process."""
+    async def _launch(self, cause: str, **fields: Any) -> None:
+        """Starts a process, on its port."""
         self._pause.end()
+        config = self.config
         try:
-            await self.link.bind(self.name, self.config.addresses, self.config.port)
-            pid = await self.link.fork(self.config)
-        except CannotBind as error:
+            pid = await self.link.fork(config)
+        except CannotStart as error:
+            fact, remedy = await anyio.to_thread.run_sync(obstacle.told, error, config.port, self.name)
+            if self.registry[self.name].last_error != fact:
+                self._mark(self.name, f"cannot be {'started' if self.pid is None else 'replaced'}: {fact}; {remedy}")
             if self.pid is None:
-                await self._blocked(error)
+                self._blocked(fact, remedy)
             else:  # no successor is no reason to lose what runs
-                self.registry.note(self.name, last_error=f"no new process could be started: {error}")
-                self._mark(self.name, f"not replaced: no new process could be started: {error}")
+                self.registry.note(self.name, last_error=fact, remedy=remedy)
             return
-        self.pid = pid
-        self._why_killed = None
-        self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), last_error=None, remedy=None)
+        self._processes.take(pid, config, time.monotonic())
+        self._ceiling.begin()
+        fields |= {"last_error": None, "remedy": None, "notice": None, "started_because": cause}
+        self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **self._place(), **fields)
         self._mark(self.name, f"started, pid {pid}: {cause}")
         self._watch(pid)
 
-    async def _blocked(self, error: CannotBind) -> None:
-        if error.number == errno.EADDRINUSE:
-            fact, remedy = await anyio.to_thread.run_sync(describe, self.config.port, self.name)
-        else:
-            fact, remedy = f"port {self.config.port} cannot be bound: {error}", "see chorus doctor"
-        self._record = restart.failed(self._record, time.monotonic(), WITHOUT_LIMIT, self.settings.period)
-        delay = min(BLOCKED_DELAY, restart.next_delay(self._record, random.random()) or restart.FIRST_DELAY)
-        if self.registry[self.name].last_error != fact:
-            self._mark(self.name, f"cannot start: {fact}; {remedy}")
-        self._step(Event.BLOCKED, fact, pid=None, uptime=None, last_error=fact, remedy=remedy)
+    def _blocked(self, fact: str, remedy: str) -> None:
+        """The machine does not give what a process needs. That is nobody's crash, and it is looked for often."""
+        self._record = restart.blocked(self._record)
+        delay = restart.blocked_delay(self._record, random.random())
+        said = {"next_due": time.time() + delay, "last_error": fact, "remedy": remedy}
+        self._step(Event.BLOCKED, fact, pid=None, uptime=None, **self._place(), **said)
         self._pause.begin(self._group, delay, fact)
+
+    def _place(self) -> dict[str, Any]:
+        """What the registry says of the configuration."""
+        return {"host": self.config.addresses[0], "port": self.config.port, "description": self.config.description}
 
     async def _adopt(self, found: Process) -> None:
         if found.stopping:
             # It was asked to end, by a stop or a restart; to ask again would cut its answers short.
             self.replaced.add(found.pid)
-            self._group.start_soon(self._make_sure, found.pid, None)
+            await self._processes.allow(self._group, found.pid, self.settings.grace)
             return
         if self.pid is not None:
             # Two of one name: a restart was under way when the last supervisor died. The newer one stays.
-            await self._replace(self.pid)
+            await self._processes.retire(self._group, self.pid, self.settings.grace)
         self._want(Wanted.DRAINED if found.draining else Wanted.UP)
-        self.pid = found.pid
+        place = {"addresses": found.addresses or self.config.addresses, "port": found.port or self.config.port}
+        running = replace(self.config, **place, grace=0.0)  # nobody says what grace it was given
+        self._processes.take(found.pid, running, time.monotonic() - max(0.0, time.time() - found.started))
         cause = "was running before this supervisor"
         self._step(Event.FORKED, cause, pid=found.pid, uptime=found.started)
         if found.draining:
@@ -238,76 +279,51 @@ class Keeper:
         if found.fingerprint != fingerprint(self.config) and not found.draining:
             await self._restart("its configuration has changed")
 
-    async def _replace(self, pid: int) -> None:
-        self.replaced.add(pid)
-        await self._end(pid, None)
-
-    async def _end(self, pid: int, grace: float | None) -> None:
-        """Asks a process to end and sees to it that it does."""
-        await self.link.signal(pid, signal.SIGTERM)
-        await self.link.signal(pid, signal.SIGCONT)  # a stopped one does not hear the first
-        self._group.start_soon(self._make_sure, pid, grace)
-
-    async def _make_sure(self, pid: int, grace: float | None) -> None:
-        if grace is not None and grace < self.settings.grace:
-            await anyio.sleep(grace)
-            # A second TERM ends its own grace: what is under way gets its last line now.
-            if not await self.link.signal(pid, signal.SIGTERM):
-                return
-        else:
-            await anyio.sleep(self.settings.grace)
-        await anyio.sleep(END_MARGIN)
-        if await self.link.signal(pid, signal.SIGKILL, group=True):
-            self._mark(self.name, f"pid {pid} did not end in time and was killed")
-
     async def _exited(self, exit_: Exited) -> None:
-        what = _ending(exit_)
-        if exit_.pid != self.pid:
-            self.replaced.discard(exit_.pid)
+        what, before = ending.sentence(exit_), self._processes.over(exit_.pid)
+        if before is None:
             self._mark(self.name, f"pid {exit_.pid} {what}; it had been replaced")
             self.registry.touch()
             return
-        self.pid = None
-        self._stop_watching()
+        self._watching.end()
         if self.state is State.STOPPING:
             self._mark(self.name, f"pid {exit_.pid} {what}, as asked")
-            last = LastExit(AS_ASKED, exit_.code, _signal_name(exit_.signal), exit_.at)
+            last = ending.last_exit(exit_, AS_ASKED)
             self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **_NOTHING_MEASURED)
             if self.wanted is not Wanted.DOWN:
                 await self._launch("asked for while it was stopping")
             return
-        await self._failed(exit_, self._why_killed or what)
-
-    async def _failed(self, exit_: Exited, cause: str) -> None:
-        self._why_killed = None
         now = time.monotonic()
-        ready_for = now - self._ready_since if self._ready_since is not None else 0.0
-        self._ready_since = None
-        record = restart.forgiven(self._record, ready_for)
-        self._record = restart.failed(record, now, self.settings.intensity, self.settings.period)
+        self._record = restart.forgiven(self._record, before.ready_for(now))
+        await self._failed(exit_, before.why_killed or what, now)
+
+    async def _failed(self, exit_: Exited, cause: str, now: float) -> None:
+        self._record = restart.failed(self._record, now, self.settings.intensity, self.settings.period)
         self._mark(self.name, f"pid {exit_.pid} ended: {cause}")
         logger.warning("%s (pid %d) ended: %s", self.name, exit_.pid, cause)
-        is_kept_down = self.policy == "never" or (self.policy == "on_failure" and exit_.code == 0)
+        is_kept_down = self.settings.restart == "never" or (self.settings.restart == "on_failure" and exit_.code == 0)
+        delay = restart.next_delay(self._record, random.random())
+        due = None if is_kept_down else time.time() + delay
         status = self.registry[self.name]
         self._step(
             Event.EXITED,
             cause,
             pid=None,
             uptime=None,
+            next_due=due,
             restarts=status.restarts + (not is_kept_down),
-            last_exit=LastExit(cause, exit_.code, _signal_name(exit_.signal), exit_.at),
+            last_exit=ending.last_exit(exit_, cause),
             last_error=cause,
             remedy=f"chorus logs {self.name}",
             **_NOTHING_MEASURED,
         )
         if is_kept_down:
-            self._step(Event.GAVE_UP, f"{cause}; restart = {self.policy}", remedy=f"chorus start {self.name}")
+            self._step(Event.GAVE_UP, f"{cause}; restart = {self.settings.restart}", remedy=f"chorus start {self.name}")
             self._pause.begin(self._group, None, cause)
             return
-        delay = restart.next_delay(self._record, random.random())
         if self._record.gave_up:
             cause = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
-            self._step(Event.GAVE_UP, cause, last_error=cause)
+            self._step(Event.GAVE_UP, cause, last_error=cause, next_due=due)
             logger.error("%s has failed: %s; next try in %.0f s", self.name, cause, delay)
         if delay == 0:
             await self._launch(f"restarted after: {cause}")
@@ -317,27 +333,9 @@ class Keeper:
     # -- health -----------------------------------------------------------------------------------------------------------
 
     def _watch(self, pid: int) -> None:
-        self._stop_watching()
-        self._ready_since = None
-        scope = self._watching = anyio.CancelScope()
-
-        async def watch() -> None:
-            with scope:
-                await health.watch(
-                    self.config.addresses[0],
-                    self.config.port,
-                    pid,
-                    self.settings.health_period,
-                    self.settings.hung_after,
-                    lambda verdict: self.tell(Heard(pid, verdict)),
-                )
-
-        self._group.start_soon(watch)
-
-    def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
+        assert self.running is not None
+        place = self.running.addresses[0], self.running.port
+        self._watching.begin(self._group, place, pid, self.settings)
 
     async def _heard(self, heard: Heard) -> None:
         if heard.pid != self.pid:
@@ -348,34 +346,42 @@ class Keeper:
             if was is not State.HUNG and self._step(Event.SILENT, cause) is State.HUNG:
                 self._group.start_soon(self._end_hung, heard.pid, cause)
             return
-        self._well(heard.verdict)
+        seen = heard.verdict.health
+        if seen.rss_bytes is None:
+            seen = replace(seen, rss_bytes=processes.resident(heard.pid))
+        self._well(seen)
         if self.wanted is Wanted.DRAINED and self.state in ANSWERING:
             await self._refuse_new("drained before")
+        elif self.wanted is Wanted.UP and self.state is State.DRAINING:
+            await self._succeed("asked for while no new process could be started")
+        await self._look_at_memory(seen)
 
-    def _well(self, verdict: Answering) -> None:
-        seen = verdict.health
-        backend = seen.backend
-        fields = {
-            "model": seen.model,
-            "backend": backend.kind,
-            "in_flight": seen.in_flight,
-            "queued": seen.queued,
-            "first_token_ms": seen.first_token_ms,
-            "tokens_per_second": seen.tokens_per_second,
-            "prompt_tokens_per_second": seen.prompt_tokens_per_second,
-            "rss_bytes": seen.rss_bytes,
-        }
-        self.registry.set_backend(BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model))
-        well = backend.state in ("ready", "loading")
-        event = Event.HEALTHY if well else Event.UNWELL
+    def _well(self, seen: HealthResponse) -> None:
+        backend, fields = seen.backend, health.figures(seen)
+        if not self.config.command:  # whatever a program asks, it is not what the team's answers come from
+            self.registry.set_backend(
+                BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model)
+            )
+        event, cause, remedy = health.judged(seen)
         if next_state(self.state, event) is self.state and self.registry[self.name].last_error == backend.error:
             self.registry.note(self.name, **fields)
             return
-        if self._ready_since is None:
-            self._ready_since = time.monotonic()
-        cause = "answers" if well else backend.error or f"the model server is {backend.state}"
-        remedy = None if well else "chorus doctor"
+        self._processes.answered(time.monotonic())
         self._step(event, cause, **fields, last_error=backend.error, remedy=remedy)
+
+    async def _look_at_memory(self, seen: HealthResponse) -> None:
+        """Replaces a process that has more than it may, as soon as it is idle. That is no failure."""
+        is_idle = seen.in_flight == 0 and seen.queued == 0 and self.state in ANSWERING
+        age = time.monotonic() - self._processes.started
+        found = self._ceiling.look(seen.rss_bytes, self.settings.max_rss_bytes, age, is_idle)
+        if found.loud:
+            self._mark(self.name, found.loud)
+            logger.error("%s: %s", self.name, found.loud)
+        if found.notice != self.registry[self.name].notice:
+            self.registry.note(self.name, notice=found.notice)
+            self.registry.touch()
+        if found.recycle:
+            await self._succeed(found.recycle, recycled=self.registry[self.name].recycled + 1)
 
     async def _end_hung(self, pid: int, cause: str) -> None:
         """Has a hung process write its stacks, then ends it and its group. The brake keeps load from becoming restarts:
@@ -384,42 +390,19 @@ class Keeper:
         async with self._brake:
             if self.pid != pid or self.state is not State.HUNG:
                 return
-            self._stop_watching()  # its end is decided, whatever it says once it is woken
-            self._mark(
-                self.name,
-                f"pid {pid} is hung ({cause}): its stacks are in {self.name}.out, then it is killed",
-            )
-            await self.link.signal(pid, signal.SIGCONT)
-            await self.link.signal(pid, signal.SIGUSR2)
-            await anyio.sleep(STACKS_WITHIN)
-            if self.pid == pid:
-                self._why_killed = f"hung: {cause}"
-                await self.link.signal(pid, signal.SIGKILL, group=True)
+            self._watching.end()  # its end is decided, whatever it says once it is woken
+            self._mark(self.name, f"pid {pid} is hung ({cause}): its stacks are in {self.name}.out, then it is killed")
+            await self._processes.end_hung(pid, f"hung: {cause}")
             with anyio.move_on_after(health.START_WITHIN):
                 await self.registry.wait_for(lambda: self.state not in _ON_ITS_WAY)
 
     # -- the step -------------------------------------------------------------------------------------------------------------
 
-    def _step(self, event: Event, cause: str, **fields: object) -> State:
+    def _step(self, event: Event, cause: str, **fields: Any) -> State:
         self.state = next_state(self.state, event)
-        self.registry.move(self.name, self.state.value, cause, **fields)
+        self.registry.move(self.name, self.state.value, cause, **{"attempt": self._record.in_a_row, **fields})
         return self.state
 
 
 _ON_ITS_WAY = frozenset({State.HUNG, State.BACKING_OFF, State.STARTING})
 _NOTHING_MEASURED = {"in_flight": 0, "queued": 0, "rss_bytes": None}
-
-
-def _ending(exit_: Exited) -> str:
-    if exit_.signal is not None:
-        return f"killed by {_signal_name(exit_.signal)}"
-    return f"exited with code {exit_.code}"
-
-
-def _signal_name(number: int | None) -> str | None:
-    if number is None:
-        return None
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
