@@ -7,7 +7,7 @@ The framing is the specialists'. Each request is answered by any number of `prog
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +49,12 @@ class Drain(Named, frozen=True, tag="drain", omit_defaults=True):
     wait: bool = True
 
 
+class Reload(Request, frozen=True, tag="reload", omit_defaults=True):
+    """Read the configuration again and do what follows from it; with `dry_run` only say what that is."""
+
+    dry_run: bool = False
+
+
 class Shutdown(Request, frozen=True, tag="shutdown", omit_defaults=True):
     grace: float | None = None
 
@@ -62,10 +68,10 @@ class TeamChat(Request, frozen=True, tag="team_chat", omit_defaults=True):
     deadline: float | None = None
 
 
-AnyControl = Status | Watch | Start | Stop | Restart | Drain | Shutdown | TeamChat
+AnyControl = Status | Watch | Start | Stop | Restart | Drain | Reload | Shutdown | TeamChat
 _TYPES: dict[str, type[AnyControl]] = {
     cls.__struct_config__.tag: cls  # type: ignore[misc]
-    for cls in (Status, Watch, Start, Stop, Restart, Drain, Shutdown, TeamChat)
+    for cls in (Status, Watch, Start, Stop, Restart, Drain, Reload, Shutdown, TeamChat)
 }
 CONTROL_TYPES = tuple(_TYPES)
 decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items()}
@@ -74,6 +80,8 @@ decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items
 
 
 AS_ASKED = "stopped as asked"  # the cause of an end that was no failure
+ABSENT = "absent"  # the state in transitions of a specialist before it is added, and after it is removed
+HOUSE = "supervisor"  # the name in transitions of the supervisor itself
 
 
 class LastExit(Struct, frozen=True):
@@ -86,7 +94,12 @@ class LastExit(Struct, frozen=True):
 
 
 class SpecialistStatus(Struct, frozen=True, kw_only=True):
-    """One specialist, as the supervisor knows it. `uptime` in seconds; `since` is the Unix time of the last change."""
+    """One specialist, as the supervisor knows it. `uptime` in seconds; `since` is the Unix time of the last change.
+
+    `attempt` counts the failures in a row before what is now; `next_due` is the Unix time of the next try, while one waits.
+    `recycled` counts replacements because of max_rss_bytes; `started_because` is why the process was started; `notice` is
+    what a person should know that is no error.
+    """
 
     name: str
     ai_id: str
@@ -110,18 +123,35 @@ class SpecialistStatus(Struct, frozen=True, kw_only=True):
     last_exit: LastExit | None = None
     since: float = 0.0
     description: str = ""
+    attempt: int = 0
+    next_due: float | None = None
+    recycled: int = 0
+    started_because: str | None = None
+    notice: str | None = None
+
+
+class Configured(Struct, frozen=True):
+    """Which configuration is in force: when it was read, as a Unix time, and every place where a file of it may be, with the
+    time of its last change, or None where there was none.
+    """
+
+    at: float
+    files: dict[str, float | None]
 
 
 class SupervisorStatus(Struct, frozen=True):
     """`state` is running, stopping or down; the rest is that of the process that wrote this.
 
-    `version` is chorus's own; None from a supervisor that did not tell it yet.
+    `version` is chorus's own; None from a supervisor that did not tell it yet. `restarter` is who starts specialists again:
+    chorus or systemd.
     """
 
     pid: int | None
     uptime: float | None
     state: str
     version: str | None = None
+    configuration: Configured | None = None
+    restarter: str = "chorus"
 
 
 class GatewayStatus(Struct, frozen=True):
@@ -175,14 +205,45 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
+class Change(Struct, frozen=True, omit_defaults=True):
+    """What a reload does with one specialist, and why: the settings that changed, each in a few words.
+
+    `live`: taken over, no process is touched. `retry`: it had failed, and is given another chance.
+    """
+
+    name: str
+    action: Literal["add", "remove", "restart", "live", "retry", "keep"]
+    why: list[str] = []
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What a reload does: with each specialist, and with settings of the whole team.
+
+    `live` settings count from now on, `later` ones at the next `chorus up`. With `mistakes`, which are those of a broken
+    configuration, it does nothing.
+    """
+
+    specialists: list[Change] = []
+    live: list[str] = []
+    later: list[str] = []
+    mistakes: list[str] = []
+
+
+class Planned(Answer, frozen=True, tag="planned", kw_only=True):
+    """Said before a plan is carried out."""
+
+    plan: Plan
+
+
 class Result(Answer, frozen=True, tag="result", kw_only=True):
-    """`changed` and `failed` list what became of whom; `status` and `answer` only where they were asked for."""
+    """`changed` and `failed` list what became of whom; `status`, `answer` and `plan` only where they were asked for."""
 
     ok: bool
     changed: list[Outcome]
     failed: list[Outcome]
     status: StatusReport | None = None
     answer: dict[str, Any] | None = None
+    plan: Plan | None = None
 
 
 class Snapshot(Answer, frozen=True, tag="snapshot", kw_only=True):
@@ -193,7 +254,12 @@ class Snapshot(Answer, frozen=True, tag="snapshot", kw_only=True):
 
 
 class Transition(Answer, frozen=True, tag="transition", kw_only=True, rename={"from_": "from"}):
-    """One change of state. `seq` counts without a hole within one supervisor's life; `at` is a Unix time."""
+    """One change of state, of a specialist or of the supervisor itself, whose name is HOUSE. Also a record on disk.
+
+    `seq` counts without a hole for the life of the state folder; `at` is a Unix time, `monotonic` the clock since boot that
+    nobody can set. `pid` is the process now, `old_pid` the one before where it is another; `code` or `signal` is how that
+    one ended. `attempt` and `next_due` are those of the specialist's status.
+    """
 
     seq: int
     name: str
@@ -202,10 +268,16 @@ class Transition(Answer, frozen=True, tag="transition", kw_only=True, rename={"f
     cause: str
     at: float
     pid: int | None = None
+    old_pid: int | None = None
+    code: int | None = None
+    signal: str | None = None
+    attempt: int = 0
+    next_due: float | None = None
+    monotonic: float | None = None
 
 
 class Gap(Answer, frozen=True, tag="gap", kw_only=True):
-    """Transitions were dropped because this reader was slow; a snapshot follows."""
+    """Transitions are missing: this reader was slow, and a snapshot follows; or they could not be written to disk."""
 
     missed: int
 
@@ -214,5 +286,5 @@ class TeamEvent(Answer, frozen=True, tag="team_event", kw_only=True):
     event: dict[str, Any]
 
 
-AnyAnswer = Progress | Result | Snapshot | Transition | Gap | TeamEvent | Error
+AnyAnswer = Progress | Planned | Result | Snapshot | Transition | Gap | TeamEvent | Error
 decode_answer = msgspec.json.Decoder(AnyAnswer).decode

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 PROTOCOL_VERSION = 1
 
@@ -176,16 +176,17 @@ class BackendState(Struct, frozen=True):
 class HealthResponse(Reply, frozen=True, tag="health_response", kw_only=True):
     """Every figure measured. A specialist that is not our own daemon may leave out all but `ai_id` and `pid`."""
 
+    # Factories and not values: what equals a default value is left out of the message, and ours is always whole.
     ai_id: str
-    status: Literal["healthy", "degraded", "draining"] = "healthy"
-    component: str = ""
-    model: str | None = None
+    status: Literal["healthy", "degraded", "draining"] = field(default_factory=lambda: "healthy")
+    component: str = field(default_factory=str)
+    model: str = field(default_factory=str)
     pid: int
-    instance: str = ""
-    clients: int = 0
-    in_flight: int = 0
-    queued: int = 0
-    backend: BackendState = BackendState("command", None, "ready", None)
+    instance: str = field(default_factory=str)
+    clients: int = field(default_factory=int)
+    in_flight: int = field(default_factory=int)
+    queued: int = field(default_factory=int)
+    backend: BackendState = field(default_factory=lambda: BackendState("command", None, "ready", None))
     uptime: float | None = None
     rss_bytes: int | None = None
     loop_lag_ms: float | None = None

@@ -11,7 +11,7 @@ import pytest
 
 from protocol import messages
 from protocol.codec import encode
-from protocol.messages import AnyReply, AnyRequest, Chat, Context, Options
+from protocol.messages import AnyReply, AnyRequest, Chat, Context, HealthResponse, Options
 
 EVERY_REQUEST = {"request_id", "close"}
 REQUEST_FIELDS = {
@@ -184,3 +184,13 @@ def test_merging_keeps_the_other_options() -> None:
 )
 def test_the_newer_spelling_of_the_context_wins(context: Context, author: str | None, stage: int | None) -> None:
     assert (context.author, context.stage) == (author, stage)
+
+
+def test_a_health_response_needs_no_more_than_a_name_and_a_pid() -> None:
+    told = msgspec.json.decode(b'{"type":"health_response","ai_id":"chronos-ci","pid":7}', type=HealthResponse)
+    assert (told.status, told.backend.state, told.in_flight, told.rss_bytes) == ("healthy", "ready", 0, None)
+
+
+def test_our_own_health_response_is_whole_also_where_nothing_goes_on() -> None:
+    told = msgspec.json.decode(msgspec.json.encode(HealthResponse(ai_id="apollo-ci", pid=7)))
+    assert {"status", "component", "model", "instance", "clients", "in_flight", "queued", "backend"} <= told.keys()

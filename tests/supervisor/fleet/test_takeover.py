@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+
+from supervisor.fleet import pidfiles, takeover
+from supervisor.fleet.calls import Process
+from supervisor.fleet.copies import Copies
+
+# Listens on a port that it says, and has a connection and a socket of another kind open as well.
+LISTENER = """
+import socket, sys
+listening = socket.create_server(("127.0.0.1", 0))
+port = listening.getsockname()[1]
+own = socket.create_connection(("127.0.0.1", port)); accepted = listening.accept()
+other = socket.create_server(("127.0.0.1", 0)); pair = socket.socketpair()
+print(port, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def listener() -> Iterator[Process]:
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        yield msgspec.structs.replace(
+            pidfiles.this_process(), name="apollo", pid=child.pid, ticks=pidfiles.ticks_of(child.pid), port=port
+        )
+        child.kill()
+
+
+def test_the_listening_socket_of_its_port_is_taken_and_nothing_else() -> None:
+    with listener() as process:
+        [taken] = takeover.listeners_of(process)
+        with taken:
+            assert taken.getsockname()[1] == process.port
+            os.kill(process.pid, 9)
+            with socket.create_connection(("127.0.0.1", process.port), 5):
+                taken.accept()[0].close()
+
+
+def test_nothing_is_taken_of_a_stranger_with_the_same_number() -> None:
+    with listener() as process, pytest.raises(ProcessLookupError):
+        assert process.ticks is not None
+        takeover.listeners_of(msgspec.structs.replace(process, ticks=process.ticks - 1))
+
+
+def test_copies_that_are_replaced_are_closed_and_the_same_ones_are_not() -> None:
+    copies = Copies()
+    first, second = socket.socket(), socket.socket()
+    copies.put("apollo", [first])
+    copies.put("apollo", [first])
+    assert first.fileno() != -1
+    copies.put("apollo", [second])
+    assert first.fileno() == -1
+    copies.drop("apollo")
+    assert second.fileno() == -1
+    assert copies.of("apollo") == []
