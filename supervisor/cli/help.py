@@ -12,6 +12,7 @@ from supervisor.cli.exits import Exit, Failure
 TOPICS = {
     "nc": "talking to a specialist with nc, in plain text",
     "wire": "the messages of the wire protocol, and its error codes",
+    "events": "what an event says, and where events are kept",
     "exit-codes": "what the exit code of a command says",
     "environment": "the variables that are read",
     "configuration": "the configuration file, every key with its default",

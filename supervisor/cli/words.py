@@ -15,6 +15,7 @@ ALSO: dict[tuple[str, ...], list[str]] = {
     ("restart",): ["all"],
     ("drain",): ["all"],
     ("logs",): ["supervisor", "gateway"],
+    ("events",): ["supervisor"],
     ("ask",): [],
     ("history",): ["search", "show", "rm", "export"],
 }

@@ -1,7 +1,8 @@
 """Who exists, where, and how they are. One writer for each specialist: its keeper.
 
 Readers get a snapshot and then every change, or an explicit gap. The registry is also written to disk, so that `status` has
-something to say when the supervisor is down and the next supervisor knows what went before.
+something to say when the supervisor is down and the next supervisor knows what went before; every change is a record of the
+event log beside it before anybody is told.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from protocol import __version__
 from protocol.control import (
+    ABSENT,
+    HOUSE,
     BackendStatus,
+    Configured,
     Gap,
     GatewayStatus,
     Snapshot,
@@ -30,6 +34,9 @@ from protocol.control import (
     SupervisorStatus,
     Transition,
 )
+from protocol.settings import Restarter, SpecialistConfig
+from supervisor.fleet.eventlog import FILE, EventLog
+from supervisor.fleet.lifecycle import State
 
 logger = logging.getLogger("chorus.supervisor")
 
@@ -40,15 +47,24 @@ JOURNAL_AFTER = 0.05  # seconds in which changes are gathered into one write
 class Registry:
     """The state of the team. A specialist's `uptime` is held as the Unix time of its start until it is reported."""
 
-    def __init__(self, journal: Path, specialists: list[SpecialistStatus], backend: BackendStatus) -> None:
+    def __init__(
+        self,
+        journal: Path,
+        specialists: list[SpecialistStatus],
+        backend: BackendStatus,
+        restarter: Restarter = "chorus",
+    ) -> None:
         self.journal = journal
+        self.restarter = restarter
+        self.events = EventLog(journal.with_name(FILE))
         self._specialists = {one.name: one for one in specialists}
         self._backend = backend
+        self._configuration: Configured | None = None
         self._born = time.time()
-        self._seq = 0
         self._state = "running"
         self._watchers: list[Watcher] = []
         self._dirty = anyio.Event()
+        self._pressing = anyio.Event()
         self._changed = anyio.Event()
 
     def __getitem__(self, name: str) -> SpecialistStatus:
@@ -63,11 +79,34 @@ class Registry:
         now = time.time()
         chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
         return StatusReport(
-            supervisor=SupervisorStatus(os.getpid(), round(now - self._born, 3), self._state, __version__),
+            supervisor=SupervisorStatus(
+                os.getpid(), round(now - self._born, 3), self._state, __version__, self._configuration, self.restarter
+            ),
             gateway=GatewayStatus(url=None, state="disabled", pid=None),
             backend=self._backend,
             specialists=[_aged(one, now) for one in chosen],
         )
+
+    def add(self, specialist: SpecialistStatus, cause: str) -> None:
+        """Takes somebody new, at the end."""
+        self._specialists[specialist.name] = msgspec.structs.replace(specialist, state=ABSENT)
+        self.move(specialist.name, specialist.state, cause)
+
+    def remove(self, name: str, cause: str) -> None:
+        """Forgets somebody of whom no process lives."""
+        self.move(name, ABSENT, cause)
+        del self._specialists[name]
+
+    def arrange(self, order: list[str]) -> None:
+        """Has the team in this order; who is not in it comes last."""
+        found = {name: self._specialists[name] for name in order if name in self._specialists}
+        self._specialists = found | self._specialists
+        self.touch()
+
+    def configured(self, configuration: Configured) -> None:
+        """Takes which configuration is in force."""
+        self._configuration = configuration
+        self.touch()
 
     def note(self, name: str, **fields: Any) -> None:
         """Takes figures that are no change of state."""
@@ -80,22 +119,64 @@ class Registry:
             self.write()
         self.touch()
 
-    def move(self, name: str, to: str, cause: str, **fields: Any) -> None:
-        """Takes a change of state: journalled, and told to everybody who watches."""
+    def move(self, name: str, to: str, cause: str, *, old_pid: int | None = None, **fields: Any) -> None:
+        """Takes a change of state: journalled, and told to everybody who watches. Who waits for a next try says until when.
+
+        `old_pid` only where the registry cannot know which process this is about.
+        """
         before = self._specialists[name]
         now = time.time()
-        since = now if before.state != to else before.since
-        self._specialists[name] = msgspec.structs.replace(before, state=to, since=since, **fields)
-        self._seq += 1
-        transition = Transition(
-            seq=self._seq,
-            name=name,
-            from_=before.state,
-            to=to,
-            cause=cause,
-            at=now,
-            pid=self._specialists[name].pid,
+        fields = {"next_due": None, "since": now if before.state != to else before.since} | fields
+        after = self._specialists[name] = msgspec.structs.replace(before, state=to, **fields)
+        ended = after.last_exit if "last_exit" in fields else None
+        if ended:
+            self._pressing.set()  # what is counted is not counted again, or forgotten, by the next supervisor
+        self._happened(
+            Transition(
+                seq=self.events.seq + 1,
+                name=name,
+                from_=before.state,
+                to=to,
+                cause=cause,
+                at=now,
+                pid=after.pid,
+                old_pid=old_pid or (before.pid if before.pid != after.pid else None),
+                code=ended.code if ended else None,
+                signal=ended.signal if ended else None,
+                attempt=after.attempt,
+                next_due=after.next_due,
+                monotonic=time.monotonic(),
+            )
         )
+
+    def came_up(self, before: StatusReport | None) -> None:
+        """Says that this supervisor is there, before it has done anything. `before` is what the last one wrote."""
+        cause = f"chorus {__version__} started"
+        if before is not None and before.supervisor.state != "down":
+            cause += f"; the supervisor before it (pid {before.supervisor.pid}) had ended without going down"
+        self._tell_house("down", cause)
+
+    def happened(self, cause: str) -> None:
+        """Takes something that happened to the house and not to one specialist: a fork server lost, a configuration read."""
+        self._tell_house(self._state, cause)
+
+    def _tell_house(self, before: str, cause: str) -> None:
+        self._happened(
+            Transition(
+                seq=self.events.seq + 1,
+                name=HOUSE,
+                from_=before,
+                to=self._state,
+                cause=cause,
+                at=time.time(),
+                pid=os.getpid(),
+                monotonic=time.monotonic(),
+            )
+        )
+
+    def _happened(self, transition: Transition) -> None:
+        """On disk first: what anybody was told is known to the next supervisor too."""
+        self.events.append(transition)
         for watcher in self._watchers:
             watcher.tell(transition)
         self.touch()
@@ -104,9 +185,10 @@ class Registry:
         self._backend = backend
 
     def set_state(self, state: str) -> None:
-        """The supervisor's own state: running or stopping."""
-        self._state = state
-        self.touch()
+        """The supervisor's own state: stopping or down."""
+        before, self._state = self._state, state
+        if before != state:
+            self._tell_house(before, _CAUSES[state])
 
     async def wait_for(self, holds: Callable[[], bool]) -> None:
         """Returns when the condition holds; it is looked at after every change."""
@@ -125,15 +207,16 @@ class Registry:
             self._watchers.remove(watcher)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(seq=self._seq, status=self.report())
+        return Snapshot(seq=self.events.seq, status=self.report())
 
     async def run(self) -> None:
         """Writes the journal after changes, until cancelled; then once more."""
         try:
             while True:
                 await self._dirty.wait()
-                await anyio.sleep(JOURNAL_AFTER)
-                self._dirty = anyio.Event()
+                with anyio.move_on_after(JOURNAL_AFTER):
+                    await self._pressing.wait()
+                self._dirty, self._pressing = anyio.Event(), anyio.Event()
                 self.write()
         finally:
             self.write()
@@ -194,6 +277,23 @@ class Watcher:
                     yield await self._receive.receive()
                 except anyio.EndOfStream:
                     return
+
+
+_CAUSES = {"stopping": "asked to go down", "down": "everybody has ended"}
+
+
+def newcomer(config: SpecialistConfig) -> SpecialistStatus:
+    """The entry of somebody of whom nothing is known but the configuration."""
+    return SpecialistStatus(
+        name=config.name,
+        ai_id=config.ai_id,
+        host=config.addresses[0],
+        port=config.port,
+        state=State.STOPPED.value,
+        wanted="up",
+        since=time.time(),
+        description=config.description,
+    )
 
 
 def read_journal(journal: Path) -> StatusReport | None:

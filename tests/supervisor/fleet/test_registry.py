@@ -9,8 +9,9 @@ import anyio
 import pytest
 from keeping import BACKEND
 
-from protocol.control import Gap, Snapshot, SpecialistStatus, Transition
-from supervisor.fleet.registry import WATCHER_BACKLOG, Registry, read_journal
+from protocol.control import HOUSE, Gap, LastExit, Snapshot, SpecialistStatus, Transition
+from supervisor.fleet.eventlog import read_record
+from supervisor.fleet.registry import WATCHER_BACKLOG, Registry, Watcher, read_journal
 
 
 def entry(name: str) -> SpecialistStatus:
@@ -26,6 +27,22 @@ def test_a_report_shows_everybody_in_order_or_whom_was_asked_for(tmp_path: Path)
     assert [one.name for one in known.report().specialists] == ["apollo", "athena"]
     assert [one.name for one in known.report(["athena"]).specialists] == ["athena"]
     assert known.report().supervisor.pid == os.getpid()
+
+
+async def test_who_is_added_and_who_is_removed_is_told_to_watchers_and_journalled(tmp_path: Path) -> None:
+    known = registry(tmp_path)
+    async with known.watch() as watcher:
+        known.add(entry("zeus"), "added")
+        known.arrange(["zeus", "athena", "apollo"])
+        known.remove("apollo", "removed")
+        watcher.stop()
+        told = [(one.name, one.from_, one.to) async for one in watcher.changes() if isinstance(one, Transition)]
+    assert told == [("zeus", "absent", "stopped"), ("apollo", "stopped", "absent")]
+    assert known.names == ["zeus", "athena"]
+    known.write()
+    journal = read_journal(known.journal)
+    assert journal is not None
+    assert [one.name for one in journal.specialists] == ["zeus", "athena"]
 
 
 def test_uptime_is_counted_from_the_start(tmp_path: Path) -> None:
@@ -159,3 +176,86 @@ def test_a_journal_from_a_later_version_is_read(tmp_path: Path) -> None:
     later = known.journal.read_bytes().replace(b'"version":1', b'"version":1,"more":{}', 1)
     known.journal.write_bytes(later)
     assert read_journal(known.journal) is not None
+
+
+# -- events ---------------------------------------------------------------------------------------------------------------
+
+
+def events(known: Registry) -> list[Transition]:
+    """What is on disk."""
+    lines = known.events.path.read_bytes().splitlines()
+    return [event for line in lines if (event := read_record(line)) is not None]
+
+
+def test_every_change_is_on_disk_with_the_number_that_watchers_are_told(tmp_path: Path) -> None:
+    known = registry(tmp_path)
+    known.move("apollo", "starting", "asked", pid=7)
+    known.move("apollo", "ready", "answers")
+    assert [(one.seq, one.name, one.from_, one.to, one.cause, one.pid) for one in events(known)] == [
+        (1, "apollo", "stopped", "starting", "asked", 7),
+        (2, "apollo", "starting", "ready", "answers", 7),
+    ]
+
+
+async def test_a_change_is_on_disk_before_anybody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = registry(tmp_path)
+    on_disk: list[int] = []
+    tell = Watcher.tell
+
+    def told(watcher: Watcher, transition: Transition) -> None:
+        on_disk.append(events(known)[-1].seq)
+        assert on_disk[-1] == transition.seq
+        tell(watcher, transition)
+
+    monkeypatch.setattr(Watcher, "tell", told)
+    async with known.watch():
+        known.move("apollo", "starting", "asked")
+        known.move("apollo", "ready", "answers")
+    assert on_disk == [1, 2]
+
+
+async def test_the_next_supervisor_goes_on_counting(tmp_path: Path) -> None:
+    registry(tmp_path).move("apollo", "starting", "asked")
+    after = registry(tmp_path)
+    assert after.snapshot().seq == 1
+    after.move("apollo", "starting", "asked again")
+    assert [one.seq for one in events(after)] == [1, 2]
+
+
+def test_an_end_has_its_process_its_signal_and_the_time_of_the_next_try(tmp_path: Path) -> None:
+    known = registry(tmp_path)
+    known.move("apollo", "ready", "answers", pid=7)
+    last = LastExit("killed by SIGSEGV", None, "SIGSEGV", 1.0)
+    known.move("apollo", "backing_off", last.cause, pid=None, last_exit=last, attempt=3, next_due=99.5)
+    known.move("apollo", "starting", "tried again", pid=8)
+    _, ended, again = events(known)
+    assert (ended.pid, ended.old_pid, ended.signal, ended.code) == (None, 7, "SIGSEGV", None)
+    assert (ended.attempt, ended.next_due) == (3, 99.5)
+    assert (again.pid, again.old_pid, again.signal, again.next_due) == (8, None, None, None)
+    assert known["apollo"].next_due is None
+    assert known["apollo"].attempt == 3
+
+
+def test_the_supervisor_has_events_of_its_own(tmp_path: Path) -> None:
+    known = registry(tmp_path)
+    known.came_up(None)
+    known.happened("the fork server was lost")
+    known.set_state("stopping")
+    known.set_state("stopping")
+    known.set_state("down")
+    assert [(one.name, one.from_, one.to) for one in events(known)] == [
+        (HOUSE, "down", "running"),
+        (HOUSE, "running", "running"),
+        (HOUSE, "running", "stopping"),
+        (HOUSE, "stopping", "down"),
+    ]
+    assert {one.pid for one in events(known)} == {os.getpid()}
+
+
+@pytest.mark.parametrize(("state", "is_said"), [("running", True), ("stopping", True), ("down", False)])
+def test_a_supervisor_says_when_the_one_before_it_had_not_gone_down(tmp_path: Path, state: str, is_said: bool) -> None:
+    before = registry(tmp_path)
+    before.set_state(state)
+    after = registry(tmp_path)
+    after.came_up(before.report())
+    assert (f"(pid {os.getpid()}) had ended without going down" in events(after)[-1].cause) is is_said
