@@ -1,11 +1,18 @@
-"""The listening sockets of one specialist: one for each address, all with the same port."""
+"""The listening sockets of one specialist, one for each address, all with the same port: bound here, or handed to us.
+
+What was handed to us is somebody else's too: it is never listened on again and never shut down, only closed.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+from collections.abc import MutableMapping
 
 BACKLOG = 1024  # clients wait here while a process is replaced; the kernel caps it at net.core.somaxconn
+
+FIRST_HANDED = 3  # SD_LISTEN_FDS_START: descriptors that are handed over follow standard error without a hole
 
 # An address family that this machine does not have is no reason not to listen on the other.
 NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -30,6 +37,40 @@ def bind(addresses: list[str], port: int) -> list[socket.socket]:
     if not listeners and missing is not None:
         raise missing
     return listeners
+
+
+class NotOurs(Exception):
+    """A descriptor was handed to us that is not what we listen on; says which, and what it is."""
+
+
+def inherited(environ: MutableMapping[str, str], addresses: list[str], port: int) -> list[socket.socket]:
+    """The sockets that whoever started this process hands to it, by sd_listen_fds(3): none where none are meant for us.
+
+    They are taken out of `environ`, so that nobody takes them twice. Raises NotOurs for one that is no listening stream
+    socket, or listens elsewhere.
+    """
+    count, pid = environ.get("LISTEN_FDS", ""), environ.get("LISTEN_PID")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []  # another process's, who left them in the environment
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
+        environ.pop(name, None)
+    return [_checked(fd, addresses, port) for fd in range(FIRST_HANDED, FIRST_HANDED + int(count))]
+
+
+def _checked(fd: int, addresses: list[str], port: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        raise NotOurs(f"descriptor {fd} is no socket ({os.strerror(error.errno or 0)})") from None
+    os.set_inheritable(fd, False)
+    if listener.family not in (socket.AF_INET, socket.AF_INET6) or listener.type != socket.SOCK_STREAM:
+        raise NotOurs(f"descriptor {fd} is a socket, but not of TCP")
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise NotOurs(f"descriptor {fd} is a socket that does not listen")
+    host, its_port = listener.getsockname()[:2]
+    if its_port != port or host not in addresses:
+        raise NotOurs(f"descriptor {fd} listens on {host} port {its_port}, not on {' or '.join(addresses)} port {port}")
+    return listener
 
 
 def _bind(address: str, port: int) -> socket.socket:

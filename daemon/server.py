@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import socket
@@ -34,6 +35,7 @@ ACCEPTS_AT_A_TIME = 64  # so that a flood of connections does not starve the one
 # reader at 40 kB/s does not take that much within write_timeout, and would be cut off while it reads.
 SEND_BUFFER = 131_072
 KEPT_PLACES = 4  # beyond the limit, for whoever only asks how we are: the supervisor must always get in
+FIRST_WORDS = 0.25  # seconds from the accept that a new connection has for its first question when we are about to end
 ROOT = 0
 
 
@@ -47,10 +49,12 @@ class Server:
         self.stopping = False
         self._users = {os.getuid(), ROOT, *specialist.config.allowed_uids}
         self._conversations: set[Conversation] = set()
-        self._unspoken: dict[Conversation, None] = {}  # in the order of their accept: the longest idle one is first
+        self._unspoken: dict[Conversation, float] = {}  # since when, the longest idle one first
+        self._heard = asyncio.Event()  # one of them spoke, or left
         self._arriving = 0  # accepted, and not yet a conversation
         self._emptied = asyncio.Event()
         self._grace = anyio.CancelScope()
+        self._is_patient = False
         self._group: anyio.abc.TaskGroup | None = None
 
     async def serve(self, listeners: list[socket.socket], stop: anyio.Event, grace: float) -> None:
@@ -74,6 +78,11 @@ class Server:
         finally:
             peer.close()
 
+    def be_patient(self) -> None:
+        """What is under way when the server stops, now or later, goes on until `end_grace`."""
+        self._is_patient = True
+        self._grace.deadline = math.inf
+
     def end_grace(self) -> None:
         """What is still under way when the server stops, now or later, ends at once."""
         self._grace.cancel()
@@ -88,15 +97,17 @@ class Server:
     def opened(self, conversation: Conversation) -> None:
         self._arriving -= 1
         self._conversations.add(conversation)
-        self._unspoken[conversation] = None
+        self._unspoken[conversation] = anyio.current_time()
         self.specialist.clients = len(self._conversations)
 
     def spoke(self, conversation: Conversation) -> None:
         self._unspoken.pop(conversation, None)
+        self._heard.set()
 
     def closed(self, conversation: Conversation) -> None:
         self._conversations.discard(conversation)
         self._unspoken.pop(conversation, None)
+        self._heard.set()
         self.specialist.clients = len(self._conversations)
         if not self._conversations:
             self._emptied.set()
@@ -171,16 +182,18 @@ class Server:
     # -- draining ---------------------------------------------------------------------------------------------------------
 
     async def _drain(self, grace: float) -> None:
-        self.specialist.draining = True
-        # Whoever asked before now is told so, not cut off: two turns of the loop read and take what has reached us.
         while self._arriving:
             await anyio.lowlevel.checkpoint()
+        await self._first_words()
+        # Whoever asked before now is answered, not cut off: two turns of the loop read and take what has reached us.
         for _ in range(2):
             await anyio.lowlevel.checkpoint()
+        self.specialist.draining = True
         self.stopping = True
         for conversation in list(self._conversations):
             conversation.rest()
-        self._grace.deadline = anyio.current_time() + grace
+        if not self._is_patient:
+            self._grace.deadline = anyio.current_time() + grace
         with self._grace:
             await self._empty()
         for conversation in list(self._conversations):
@@ -189,6 +202,13 @@ class Server:
             await self._empty()
         for conversation in list(self._conversations):
             conversation.abort()
+
+    async def _first_words(self) -> None:
+        """Whoever was accepted a moment ago has its question on the way, and would ask nobody if we closed."""
+        while self._unspoken and (youngest := max(self._unspoken.values())) > anyio.current_time() - FIRST_WORDS:
+            self._heard.clear()
+            with anyio.CancelScope(deadline=youngest + FIRST_WORDS):
+                await self._heard.wait()
 
     async def _empty(self) -> None:
         while self._conversations:

@@ -1,41 +1,65 @@
-"""What a supervisor tells systemd about itself: sd_notify(3), in its own few lines."""
+"""What the supervisor tells systemd besides being ready: how the team is, and that the supervisor itself still serves.
+
+The watchdog is fed after a look at ourselves: the loop turned in time (daemon/notify.py), and the control socket answers a
+question as it would anybody's. A socket whose file was removed, or that accepts no more, ends in a new supervisor, and the
+specialists never notice. The fork server is not asked here: one that does not answer is made good without our end.
+"""
 
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Mapping
+from collections import Counter
+from pathlib import Path
 
 import anyio
 
+from daemon.notify import Systemd
+from protocol.client import connect_control
+from protocol.control import Status
+from protocol.errors import ProtocolError
+from supervisor.fleet.registry import Registry
+
 logger = logging.getLogger("chorus.supervisor")
 
+LOOK_AGAIN_AFTER = 0.5  # seconds, after a look that failed: one slow answer is not the end
 
-class Systemd:
-    """The manager's notification socket, if there is one. Saying something to nobody is no error."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        path = environ.get("NOTIFY_SOCKET")
-        # A leading @ stands for the NUL byte of an abstract socket.
-        self._path = "\0" + path[1:] if path and path.startswith("@") else path
-        microseconds = environ.get("WATCHDOG_USEC", "")
-        self.watchdog = int(microseconds) / 1e6 if microseconds.isdigit() else None
+async def keep_alive(systemd: Systemd, control: Path) -> None:
+    """Feeds the watchdog as long as the supervisor serves, until cancelled; also on the way down."""
+    if systemd.watchdog is not None:
+        within = systemd.watchdog / 4
+        await systemd.keep_alive(lambda: _answers(control, within))
 
-    def say(self, *lines: str) -> None:
-        """Sends assignments such as READY=1."""
-        if not self._path:
+
+async def _answers(control: Path, within: float) -> None:
+    """Returns when the control socket has answered."""
+    while True:
+        try:
+            with anyio.fail_after(within):
+                async with connect_control(control) as connection:
+                    await connection.call(Status(names=[]))
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as outgoing:
-            outgoing.setblocking(False)  # a manager that does not read must not stop us
-            try:
-                outgoing.sendto("\n".join(lines).encode(), self._path)
-            except OSError as error:
-                logger.warning("cannot tell systemd %s: %s", lines[0], error)
+        except (ProtocolError, TimeoutError) as error:
+            sentence = str(error) or f"no answer within {within:g} s"
+            logger.error("the control socket does not serve: %s; the watchdog is not fed", sentence)
+            await anyio.sleep(LOOK_AGAIN_AFTER)
 
-    async def keep_alive(self) -> None:
-        """Feeds the watchdog at half its interval from this event loop, until cancelled: also on the way down."""
-        if self.watchdog is None:
-            return
-        while True:
-            self.say("WATCHDOG=1")
-            await anyio.sleep(self.watchdog / 2)
+
+async def tell_status(systemd: Systemd, registry: Registry) -> None:
+    """Says how the team is after every change, for `systemctl status`; until cancelled."""
+    told = ""
+
+    def is_news() -> bool:
+        return summary(registry) != told
+
+    while True:
+        await registry.wait_for(is_news)
+        told = summary(registry)
+        systemd.say(f"STATUS={told}")
+
+
+def summary(registry: Registry) -> str:
+    """The team in one line: how many are in which state, the usual one first."""
+    state = registry.report([]).supervisor.state
+    counts = Counter(registry[name].state.replace("_", " ") for name in registry.names)
+    return f"{state}: " + ", ".join(f"{count} {one}" for one, count in counts.most_common())

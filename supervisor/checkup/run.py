@@ -37,6 +37,7 @@ async def checkup(
     pids = _pids(report if answered else None, heard)
     wanted = ports.claims(configs, loaded.settings.gateway)
     of_ports = await anyio.to_thread.run_sync(lambda: list(ports.ports(wanted, pids, answering)))
+    restarter = loaded.settings.supervision.restarter
     known = {one.name: one for one in report.specialists} if report else {}
     of_team = [
         team.specialist(config, heard[config.name], known.get(config.name), supervised=answered) for config in configs
@@ -46,7 +47,7 @@ async def checkup(
         *machine.versions(),
         machine.configuration(loaded),
         team.supervisor(report, answered=answered, socket=loaded.socket),
-        *(check for check in of_team if check),
+        *(check for check in [team.restarter(report if answered else None, restarter), *of_team] if check),
         *of_ports,
         *(check for check in [ports.ephemeral(claim.port for claim in wanted)] if check),
         *of_models,

@@ -14,7 +14,7 @@ from protocol.client import Connection, connect
 from protocol.control import SpecialistStatus, StatusReport
 from protocol.errors import EmptyAnswer, ModelServerError, ProtocolError
 from protocol.messages import Chat, Health, HealthResponse, Options, Reset, StreamChunk, StreamEnd
-from protocol.settings import SpecialistConfig
+from protocol.settings import Restarter, SpecialistConfig
 from supervisor.checkup.check import Check, fail, ok, warn
 
 ANSWER_WITHIN = 2.0  # seconds for `health`, which no model has a part in
@@ -42,6 +42,20 @@ def supervisor(report: StatusReport | None, *, answered: bool, socket: Path) -> 
         fact = f"the supervisor (pid {it.pid}) is {theirs}, this is {__version__}"
         return warn("supervisor", fact, "chorus down, then chorus up")
     return ok("supervisor", f"the supervisor runs (pid {it.pid}, {it.version}, {it.state}) at {socket}")
+
+
+def restarter(report: StatusReport | None, wanted: Restarter) -> Check | None:
+    """Who starts specialists again, where it is or should be systemd. `report` is the word of a supervisor that runs."""
+    now = report.supervisor.restarter if report else wanted
+    if now != wanted == "systemd":
+        fact = (
+            "systemd is to restart the specialists (supervision.restarter), and the supervisor that runs does it itself"
+        )
+        return warn("restarter", fact, "chorus down, then chorus service install --restarter systemd")
+    if now == "systemd":
+        fact = "systemd restarts the specialists (specialist@NAME.service); the supervisor observes and hands on what is asked"
+        return ok("restarter", fact)
+    return None
 
 
 async def ask_all(configs: list[SpecialistConfig]) -> dict[str, Heard]:

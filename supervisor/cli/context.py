@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
 
     config_file: Path | None = None
     flags: dict[str, Any] = {}
-    environ: Mapping[str, str]
+    environ: MutableMapping[str, str]
     color: str = "auto"
     debug: bool = False
 
@@ -30,6 +30,14 @@ def invocation(ctx: click.Context) -> Invocation:
     found = ctx.find_object(Invocation)
     assert found is not None, "the main group sets ctx.obj"
     return found
+
+
+def arguments(call: Invocation) -> list[str]:
+    """The words that say the same to another `chorus`, wherever it is called."""
+    words = [f"--config={call.config_file.absolute()}"] if call.config_file else []
+    options = {"port_base": "--port-base", "backend.kind": "--backend", "backend.url": "--backend-url"}
+    options["backend.model"] = "--default-model"
+    return words + [f"{options[key]}={value}" for key, value in call.flags.items() if value is not None]
 
 
 def surroundings_of(ctx: click.Context) -> Loaded:

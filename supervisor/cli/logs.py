@@ -1,13 +1,13 @@
-"""`chorus logs`: what the team wrote down, merged by time. Reads files only, so it works whoever is up or down."""
+"""`chorus logs`: what the team wrote down, merged by time. Reads files and systemd's journal, so it works whoever is down."""
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +19,13 @@ from supervisor.cli.follow import Tail
 from supervisor.cli.records import OUTPUT, Record
 from supervisor.config import Loaded
 
+if TYPE_CHECKING:
+    from supervisor.cli.journald import Journal
+
 HOUSE = ("supervisor", "gateway", "forkserver")  # processes that are not specialists
 LOOK_EVERY = 0.2  # seconds between two looks at a file that is followed
 USUAL_COUNT = 100
+JOURNALS = Path("/run/systemd/journal")  # where journald listens, where there is one
 
 Show = Callable[[Record], str]
 
@@ -50,19 +54,27 @@ def logs_command(
     """Show what happened: all specialists and the supervisor, or those that are named."""
     loaded = settings_of(ctx)
     chosen = choose(names, loaded)
-    earliest = _earliest(since)
+    earliest = earliest_of(since)
     limit = USUAL_COUNT if count is None and since is None else count if isinstance(count, int) else None
     show = _shower(loaded, chosen, as_json)
-    tails = [(name, Tail(loaded.dirs.logs / f"{name}{end}")) for name in chosen for end in (".log", ".out")]
+    journal = _journal(loaded, chosen)
+    folder = journal.log_folder(loaded) if journal else loaded.dirs.logs
+    tails = [(name, Tail(folder / f"{name}{end}")) for name in chosen for end in (".log", ".out")]
     try:
-        found = records.merged([recent(name, tail, limit, earliest, keep_open=follow) for name, tail in tails])
-        _tell_where_else(loaded, found)
+        written = [recent(name, tail, limit, earliest, keep_open=follow) for name, tail in tails]
+        said = journal.existing(limit, earliest) if journal else []
+        found = records.merged([*written, said])
+        _tell_where_else(folder, found, journal if not said and "supervisor" in chosen and since is None else None)
         for record in found[max(0, len(found) - limit) :] if limit is not None else found:
             click.echo(show(record))
         if follow:
             sys.stdout.flush()
-            _follow(tails, show)
+            if journal:
+                journal.follow()
+            _follow(tails, journal, show)
     finally:
+        if journal:
+            journal.close()
         for _, tail in tails:
             tail.close()
     return Exit.DONE
@@ -102,22 +114,23 @@ def parsed(name: str, path: Path, lines: Iterable[bytes], changed_at: float) -> 
     return found
 
 
-def _follow(tails: list[tuple[str, Tail]], show: Show) -> None:
+def _follow(tails: list[tuple[str, Tail]], journal: Journal | None, show: Show) -> None:
     """Shows what comes, until interrupted or until nobody reads any more."""
     while True:
-        _wait()
+        until_next_look()
         news = [
             record
             for name, tail in tails
             for lines, changed_at in tail.news()
             for record in parsed(name, tail.path, lines, changed_at)
         ]
+        news += journal.news() if journal else []
         for record in sorted(news, key=lambda one: one.at):
             click.echo(show(record))
         sys.stdout.flush()
 
 
-def _wait() -> None:
+def until_next_look() -> None:
     """Until the next look; raises BrokenPipeError when the reader of our output is gone, which no write would show."""
     watched = select.poll()
     watched.register(sys.stdout.fileno(), 0)
@@ -136,7 +149,7 @@ def _shower(loaded: Loaded, chosen: list[str], as_json: bool) -> Show:
     return lambda record: records.as_text(record, room, colours.get(record.name, "bright_black"), painted=painted)
 
 
-def _earliest(since: str | None) -> float:
+def earliest_of(since: str | None) -> float:
     if since is None:
         return 0.0
     try:
@@ -147,11 +160,19 @@ def _earliest(since: str | None) -> float:
         ) from None
 
 
-def _tell_where_else(loaded: Loaded, found: list[Record]) -> None:
-    """Where the rest is, for people: systemd's journal has what a unit says; nothing may have been written at all."""
-    from supervisor.cli.journald import journal_line
+def _journal(loaded: Loaded, chosen: list[str]) -> Journal | None:
+    """The journal, where the supervisor is a unit that writes there."""
+    if not JOURNALS.is_dir():
+        return None
+    from supervisor.cli.journald import Journal, unit_of
 
-    if line := journal_line(loaded):
-        click.echo(f"the supervisor runs as a unit and writes to the journal  do: {line}", err=True)
-    elif not found and not os.path.isdir(loaded.dirs.logs):
-        click.echo(f"nothing was logged yet in {loaded.dirs.logs}  do: chorus up", err=True)
+    unit = unit_of(loaded)
+    return Journal(unit, chosen) if unit else None
+
+
+def _tell_where_else(folder: Path, found: list[Record], silent: Journal | None) -> None:
+    """Where the rest is, for people: in a journal that may not be read here; or nothing was written at all."""
+    if silent:
+        click.echo(f"nothing can be read in the journal, where the supervisor writes  do: {silent.unit.line}", err=True)
+    elif not found and not folder.is_dir():
+        click.echo(f"nothing was logged yet in {folder}  do: chorus up", err=True)

@@ -22,30 +22,33 @@ SYSTEM_SOCKET = Path("/run/chorus/control.sock")
 GLANCE_WITHIN = 10.0  # seconds for a status; the supervisor answers in milliseconds, or it hangs
 
 
-def sockets(loaded: Loaded) -> list[Path]:
-    """Where the control socket may be, best first: where ours is, where the supervisor said, where the system's is."""
+def sockets(loaded: Loaded, *, own: bool = False) -> list[Path]:
+    """Where the control socket may be, best first: where ours is, where the supervisor said, where the system's is.
+
+    `own` leaves out the system's.
+    """
     found = [loaded.socket]
     try:
         found.append(Path((loaded.dirs.state / "socket").read_text().strip()))
     except OSError:
         pass  # never started here
-    return list(dict.fromkeys([*found, SYSTEM_SOCKET]))
+    return list(dict.fromkeys(found if own else [*found, SYSTEM_SOCKET]))
 
 
 @asynccontextmanager
-async def supervisor(loaded: Loaded) -> AsyncIterator[ControlConnection]:
+async def supervisor(loaded: Loaded, *, own: bool = False) -> AsyncIterator[ControlConnection]:
     """A connection to the team's supervisor; raises Failure (exit 3) when it does not run."""
     from protocol.client import connect_control
 
     async with AsyncExitStack() as stack:
-        for path in sockets(loaded):
+        for path in sockets(loaded, own=own):
             try:
                 connection = await stack.enter_async_context(connect_control(path))
             except Refused:
                 continue
             yield connection
             return
-        raise not_running()
+        raise nobody_answers()
 
 
 async def report(loaded: Loaded, names: list[str] | None = None) -> StatusReport:
@@ -77,7 +80,20 @@ def glance(loaded: Loaded, names: list[str] | None = None) -> StatusReport:
                 raise Failure(sentence, Exit.TIMEOUT, remedy="chorus logs supervisor", code="timeout") from None
             except OSError:
                 raise not_running("the supervisor ended before it had answered") from None
-    raise not_running()
+    raise nobody_answers()
+
+
+def nobody_answers() -> Failure:
+    """What is to be said where no supervisor can be reached."""
+    try:
+        SYSTEM_SOCKET.stat()
+    except PermissionError:
+        sentence = "no team of yours is running, and this machine's is for members of its group"
+        remedy = "chorus up, or sudo usermod --append --groups chorus $USER and a new login"
+        return Failure(sentence, Exit.NOT_RUNNING, remedy=remedy, code="not_running")
+    except OSError:
+        pass
+    return not_running()
 
 
 def _ask_status(link: socket.socket, names: list[str] | None) -> StatusReport:
@@ -110,4 +126,5 @@ def last_report(loaded: Loaded) -> StatusReport | None:
     found = read_journal(loaded.dirs.state / "registry.json")
     if found is None:
         return None
-    return msgspec.structs.replace(found, supervisor=SupervisorStatus(found.supervisor.pid, None, "down"))
+    it = found.supervisor
+    return msgspec.structs.replace(found, supervisor=SupervisorStatus(it.pid, None, "down", restarter=it.restarter))

@@ -1,10 +1,14 @@
-"""`chorus specialist run NAME`: one specialist in the foreground, with no supervisor."""
+"""`chorus specialist run NAME`: one specialist in the foreground, with no supervisor; also what a systemd unit runs."""
 
 from __future__ import annotations
+
+import socket
+from typing import NoReturn
 
 import click
 import msgspec
 
+from protocol.settings import SpecialistConfig
 from supervisor.cli.context import invocation, settings_of
 from supervisor.cli.exits import Exit, Failure
 from supervisor.config import resolve
@@ -20,18 +24,43 @@ def specialist_command() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Listen here instead of on its own port.")
 @click.pass_context
 def run_command(ctx: click.Context, name: str, port: int | None) -> int:
-    """Run one specialist in the foreground. TERM or Ctrl-C ends it in good order."""
+    """Run one specialist in the foreground. TERM or Ctrl-C ends it in good order.
+
+    Sockets that systemd hands over are served; otherwise the port is bound.
+    """
     from daemon import listen, process
     from daemon.logs import start_logging
+    from daemon.notify import Systemd
     from supervisor.fleet.owner import describe
 
     config = resolve(settings_of(ctx), name)
     config = msgspec.structs.replace(config, port=port or config.port, log_dir=None)
+    environ = invocation(ctx).environ
     try:
-        listeners = listen.bind(config.addresses, config.port)
+        listeners = listen.inherited(environ, config.addresses, config.port)
+        listeners = listeners or listen.bind(config.addresses, config.port)
+    except listen.NotOurs as error:
+        remedy = f"correct ListenStream= of the socket unit, or specialists.{config.name}.port"
+        raise Failure(f"cannot start {config.name}: {error}", Exit.FAILED, remedy=remedy) from None
     except OSError:
         fact, remedy = describe(config.port, config.name)
         raise Failure(f"cannot start {config.name}: {fact}", Exit.FAILED, remedy=remedy) from None
-    start_logging(config.name, None, invocation(ctx).environ)
-    process.run(config, listeners)
+    systemd = Systemd(environ)
+    if config.command:
+        # It knows nothing of sd_notify(3): what a unit must say is said for it. Whether it hangs is seen over the wire.
+        status = f"{config.command[0]} on port {config.port}"
+        systemd.say("READY=1", "WATCHDOG_USEC=0", f"STATUS={status}")
+        _be_the_program(config, config.command, listeners)
+    start_logging(config.name, None, environ)
+    process.run(config, listeners, systemd)
     return Exit.DONE
+
+
+def _be_the_program(config: SpecialistConfig, command: list[str], listeners: list[socket.socket]) -> NoReturn:
+    import resource
+
+    from supervisor.fleet import child
+
+    child.execute(config, command, listeners, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    remedy = f"correct specialists.{config.name}.command"
+    raise Failure(f"cannot start {config.name}: {command[0]} cannot be run", Exit.FAILED, remedy=remedy)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
 from protocol import names as spelling
-from protocol.control import AS_ASKED, SpecialistStatus, StatusReport
+from protocol.control import AS_ASKED, Configured, SpecialistStatus, StatusReport
 from supervisor.cli import look
 from supervisor.cli.context import surroundings_of
 from supervisor.cli.exits import Exit, Failure
-from supervisor.config import Loaded
+from supervisor.config import Loaded, changed_at
 
 HEADER = ("NAME", "STATE", "PORT", "PID", "UPTIME", "RESTARTS", "MODEL", "TOK/S", "MEMORY", "LAST ERROR")
 UP = ("ready", "degraded")
@@ -37,7 +39,9 @@ def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, wa
         return anyio.run(watch_status, loaded, chosen, as_json)
     report, answered = _report(loaded, chosen)
     if report is None:
-        raise Failure("the team is not running", Exit.NOT_RUNNING, remedy="chorus up", code="not_running")
+        from supervisor.cli.reach import nobody_answers
+
+        raise nobody_answers()
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:
@@ -82,7 +86,13 @@ def advice(report: StatusReport) -> list[str]:
     """What a person should know next: the model server, whoever is not well, a supervisor that is not there."""
     lines = []
     if report.supervisor.state == "down":
-        lines.append("the supervisor is not running; this is what it wrote last  do: chorus up")
+        is_ours = report.supervisor.restarter == "chorus"
+        remedy = "chorus up" if is_ours else "start its unit, chorus.service; the specialists are systemd's"
+        lines.append(f"the supervisor is not running; this is what it wrote last  do: {remedy}")
+    elif place := _changed(report.supervisor.configuration):
+        lines.append(f"the configuration has changed since the supervisor read it: {place}  do: chorus reload")
+    elif report.supervisor.restarter == "systemd":
+        lines.append("restarter: systemd (specialist@NAME.service); the supervisor observes and hands on what is asked")
     backend = report.backend
     running = any(one.state in UP for one in report.specialists)
     if running and backend.kind == "builtin":
@@ -93,13 +103,31 @@ def advice(report: StatusReport) -> list[str]:
     elif running and backend.error:
         lines.append(f"model server: {backend.error}")
     troubled = [one for one in report.specialists if one.last_error and one.state not in UP]
-    lines += [f"{one.name}: {one.last_error}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled]
+    lines += [
+        f"{one.name}: {one.last_error}{_due(one)}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled
+    ]
+    lines += [f"{one.name}: {one.notice}" for one in report.specialists if one.notice]
     return lines
+
+
+def _changed(configuration: Configured | None) -> str | None:
+    """A file of the configuration that is not as it was when the supervisor read it, with when that was."""
+    for place, before in (configuration.files if configuration else {}).items():
+        if configuration and changed_at(Path(place)) != before:
+            return f"{place} (read {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(configuration.at))})"
+    return None
+
+
+def _due(one: SpecialistStatus) -> str:
+    delay = (one.next_due or 0.0) - time.time()
+    return f"; next try in {delay:.0f} s" if delay > 0 else ""
 
 
 def _row(one: SpecialistStatus) -> Sequence[str]:
     failed = one.last_exit is not None and one.restarts > 0 and one.last_exit.cause != AS_ASKED
     exit_ = f"last exit: {one.last_exit.cause}" if failed and one.last_exit and one.state in UP else ""
+    if one.recycled and (one.started_because or "").startswith("recycled"):
+        exit_ = one.started_because or ""
     return (
         one.name,
         one.state,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
 
 from supervisor.cli import look
-from supervisor.cli.context import invocation, settings_of, surroundings_of
-from supervisor.cli.exits import Exit, Failure
-from supervisor.config import Loaded
+from supervisor.cli.context import arguments, invocation, settings_of, surroundings_of
+from supervisor.cli.exits import Exit, Failure, not_running
+from supervisor.config import Loaded, load
 
 SUPERVISOR_WITHIN = 30.0  # seconds for the supervisor's socket to answer
+ANSWERS_WITHIN = 5.0  # seconds; one that does not even say how the team is will not end it either
 LOOK_EVERY = 0.02  # seconds between two looks at a supervisor that is coming up
 
 
@@ -28,7 +31,7 @@ def up_command(ctx: click.Context, foreground: bool, wait_timeout: float, ready_
     began = time.monotonic()
     loaded = settings_of(ctx)
     if foreground:
-        return _be_the_supervisor(loaded, ready_fd)
+        return _be_the_supervisor(ctx, loaded, ready_fd)
     started = _start_detached(ctx, loaded)
     import anyio
 
@@ -37,20 +40,45 @@ def up_command(ctx: click.Context, foreground: bool, wait_timeout: float, ready_
 
 @click.command("down")
 @click.option("--grace", type=float, help="Seconds for answers that are under way.")
+@click.option("--own", is_flag=True, hidden=True, help="Not the system's team, where ours does not run.")
+@click.option(
+    "--unless-restarted", is_flag=True, hidden=True, help="For ExecStopPost: as --own, but not after a crash."
+)
 @click.pass_context
-def down_command(ctx: click.Context, grace: float | None) -> int:
+def down_command(ctx: click.Context, grace: float | None, own: bool, unless_restarted: bool) -> int:
     """Stop the team; answers that are under way are finished first."""
     import anyio
 
-    return anyio.run(_down, surroundings_of(ctx), grace)
+    loaded = surroundings_of(ctx)
+    if unless_restarted and is_restarted(loaded, invocation(ctx).environ):
+        click.echo("the supervisor is started again: the specialists are kept", err=True)
+        return Exit.DONE
+    return anyio.run(_down, loaded, grace, own or unless_restarted)
 
 
-def _be_the_supervisor(loaded: Loaded, ready_fd: int | None) -> int:
+def is_restarted(loaded: Loaded, environ: Mapping[str, str]) -> bool:
+    """Whether systemd starts the supervisor anew that has just ended, as it tells ExecStopPost (systemd.exec(5)).
+
+    It does after whatever ends a process against its will, unless the end was asked for: then the supervisor had written
+    that down, or would not hear and was killed when its time to stop was over.
+    """
+    from supervisor.fleet.registry import read_journal
+
+    before = read_journal(loaded.dirs.state / "registry.json")
+    was_to_end = before is None or before.supervisor.state != "running"
+    return environ.get("SERVICE_RESULT", "success") not in ("success", "timeout") and not was_to_end
+
+
+def _be_the_supervisor(ctx: click.Context, loaded: Loaded, ready_fd: int | None) -> int:
     from supervisor.app import run
-    from supervisor.errors import AlreadyRunning
+    from supervisor.errors import AlreadyRunning, NoServiceManager
 
     try:
-        run(loaded, ready_fd=ready_fd, to_stderr=ready_fd is None)
+        call = invocation(ctx)
+        reread = partial(load, call.flags, call.config_file, call.environ)
+        run(loaded, reread, ready_fd=ready_fd, to_stderr=ready_fd is None)
+    except NoServiceManager as error:
+        raise Failure(str(error), Exit.USAGE) from None
     except AlreadyRunning as error:
         raise Failure(str(error), Exit.FAILED, remedy="chorus status", code="already_running") from None
     return Exit.DONE
@@ -62,13 +90,9 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
 
     from supervisor.places import private_folder
 
-    if _lock_is_held(loaded) and not _has_gone_down(loaded):
+    if lock_is_held(loaded) and not _has_gone_down(loaded):
         return False
-    call = invocation(ctx)
-    flags = [f"--config={call.config_file}"] if call.config_file else []
-    options = {"port_base": "--port-base", "backend.kind": "--backend", "backend.url": "--backend-url"}
-    options["backend.model"] = "--default-model"
-    flags += [f"{options[key]}={value}" for key, value in call.flags.items() if value is not None]
+    flags = arguments(invocation(ctx))
     ready, theirs = os.pipe()
     log = private_folder(loaded.dirs.logs) / "supervisor.out"
     with log.open("ab") as output:
@@ -86,7 +110,7 @@ def _start_detached(ctx: click.Context, loaded: Loaded) -> bool:
         is_ready = bool(pipe.read())  # ends when the supervisor answers, or dies without a word
     if not is_ready:
         process.wait()
-        if _lock_is_held(loaded):
+        if lock_is_held(loaded):
             return False  # somebody else's `up` was faster
         tail = _tail(log)
         raise Failure(f"the supervisor ended at once: {tail}", Exit.FAILED, remedy=f"read {log}")
@@ -103,12 +127,12 @@ def _has_gone_down(loaded: Loaded) -> bool:
     except Failure:
         return False
     click.echo("waiting for the team to go down", err=True)
-    while _lock_is_held(loaded):
+    while lock_is_held(loaded):
         time.sleep(LOOK_EVERY)
     return True
 
 
-def _lock_is_held(loaded: Loaded) -> bool:
+def lock_is_held(loaded: Loaded) -> bool:
     import fcntl
 
     try:
@@ -135,7 +159,7 @@ async def _until_it_answers(loaded: Loaded) -> None:
     from supervisor.cli.reach import supervisor
 
     with anyio.move_on_after(SUPERVISOR_WITHIN):
-        while _lock_is_held(loaded):
+        while lock_is_held(loaded):
             try:
                 async with supervisor(loaded):
                     return
@@ -199,17 +223,22 @@ def _progress_end() -> None:
         sys.stderr.flush()
 
 
-async def _down(loaded: Loaded, grace: float | None) -> int:
+async def _down(loaded: Loaded, grace: float | None, own: bool) -> int:
     import anyio
 
-    from protocol.control import Progress, Shutdown
+    from protocol.control import Progress, Shutdown, Status
     from protocol.errors import ConnectionLost
     from supervisor.cli.reach import supervisor
+    from supervisor.fleet.registry import read_journal
 
     try:
-        async with supervisor(loaded) as connection:
+        async with supervisor(loaded, own=own) as connection:
             stopped = 0
             try:
+                with anyio.move_on_after(ANSWERS_WITHIN) as patience:
+                    await connection.call(Status(names=[]))
+                if patience.cancelled_caught:
+                    raise not_running(f"the supervisor does not answer within {ANSWERS_WITHIN:g} s")
                 async for answer in connection.ask(Shutdown(grace=grace)):
                     if isinstance(answer, Progress) and answer.to == "stopped":
                         stopped += 1
@@ -219,50 +248,44 @@ async def _down(loaded: Loaded, grace: float | None) -> int:
             except ConnectionLost:
                 pass  # its end is what we wait for
     except Failure:
-        left = await anyio.to_thread.run_sync(_end_leftovers, loaded)
-        click.echo(
-            "the team is not running" + (f"; ended {left} processes that a dead supervisor left" if left else ""),
-            err=True,
-        )
+        before = read_journal(loaded.dirs.state / "registry.json")
+        if before and before.supervisor.restarter == "systemd" and before.supervisor.state == "running":
+            click.echo(
+                "the supervisor is not running; the specialists are systemd's: stop chorus-specialists.target", err=True
+            )
+            return Exit.DONE
+        left = await anyio.to_thread.run_sync(end_leftovers, loaded)
+        if left or not own:  # a unit's journal has no need to know that all is as it should be
+            ended = f"; ended {left} processes that a dead supervisor left" if left else ""
+            click.echo(f"the team is not running{ended}", err=True)
         return Exit.DONE
     with anyio.move_on_after(SUPERVISOR_WITHIN):
-        while _lock_is_held(loaded):  # noqa: ASYNC110 - another process's end: the lock is all there is to look at
+        while lock_is_held(loaded):  # noqa: ASYNC110 - another process's end: the lock is all there is to look at
             await anyio.sleep(0.01)
     click.echo(f"the team is down, {stopped} specialists stopped", err=True)
     return Exit.DONE
 
 
-def _end_leftovers(loaded: Loaded) -> int:
-    """Ends what a supervisor that was killed left behind: the fork server ends its own.
+def end_leftovers(loaded: Loaded) -> int:
+    """Ends what a supervisor that was killed left behind; returns how many processes there were.
 
     A supervisor that lives and cannot be reached, since its socket was removed or is not there yet, ends with its team.
     """
     import signal
-    import socket
 
-    from protocol.framing import LineBuffer
-    from supervisor.app import end_survivors, fork_socket, lock_holder
-    from supervisor.fleet import calls
+    import anyio
 
-    if _lock_is_held(loaded) and (pid := lock_holder(loaded)):
+    from supervisor.app import lock_holder
+    from supervisor.tenure import end_left_behind
+
+    ended = 0
+    if lock_is_held(loaded) and (pid := lock_holder(loaded)):
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)  # a stopped one does not hear the first
         deadline = time.monotonic() + SUPERVISOR_WITHIN
-        while _lock_is_held(loaded) and time.monotonic() < deadline:
+        while lock_is_held(loaded) and time.monotonic() < deadline:
             time.sleep(0.01)
-        return 1
-    with socket.socket(socket.AF_UNIX) as link:
-        try:
-            link.connect(os.fspath(fork_socket(loaded)))
-        except OSError:
-            return end_survivors(loaded)
-        lines = LineBuffer(None)
-        while (line := lines.next_line()) is None:
-            if not (data := link.recv(65536)):
-                return end_survivors(loaded)  # it ended while it was asked
-            lines.feed(data)
-        living = calls.decode_report(line)
-        assert isinstance(living, calls.Living)
-        os.kill(living.pid, signal.SIGTERM)
-        while link.recv(65536):
-            pass
-        return len(living.processes) + 1
+        if lock_is_held(loaded):
+            os.kill(pid, signal.SIGKILL)
+        ended = 1
+    return ended + anyio.run(end_left_behind, loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -53,7 +54,26 @@ def describe(port: int, name: str) -> tuple[str, str]:
             f"wait for it to end; {reserve} prevents it",
         )
     remedy = f"kill {owner.pid}" if owner.pid else f"stop it (as root: ss -ltnp 'sport = :{port}')"
+    if owner.pid and (unit := _unit(owner.pid)):
+        remedy = f"systemctl {unit}"  # whoever kills a unit's process may find the next one there
     return f"port {port} is held by {who}{age}", f"{remedy}, or set specialists.{name}.port"
+
+
+def _unit(pid: int) -> str | None:
+    """What to ask of systemctl where a process is part of a service of systemd's; None where it is not."""
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for group in groups:
+        path = group.split(":", 2)[-1]
+        name = path.rsplit("/", 1)[-1]
+        if name == "init.scope":  # systemd itself, which holds the sockets of socket units
+            return f"{'--user ' if '/user@' in path else ''}list-sockets tells its unit, to be stopped"
+        if name.endswith(".service") and not name.startswith("user@"):
+            sockets = f"{name.removesuffix('.service')}.socket " if name.startswith("specialist@") else ""
+            return f"{'--user ' if '/user@' in path else ''}stop {sockets}{name}"
+    return None
 
 
 def _age(seconds: float) -> str:

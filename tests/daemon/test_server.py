@@ -233,6 +233,39 @@ async def test_the_grace_can_be_ended(tmp_path: Path, early: bool) -> None:
             await served.ended.wait()
 
 
+@pytest.mark.parametrize("question", [{"type": "ping"}, CHAT])
+async def test_whoever_was_accepted_just_before_the_stop_still_has_its_first_words(
+    tmp_path: Path, question: Json
+) -> None:
+    async with serving(ScriptedBackend("x"), tmp_path, grace=5.0) as served:
+        client = await served.connect()
+        await until(lambda: served.specialist.clients == 1)
+        served.stop.set()
+        with anyio.fail_after(5):
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            client.send(question)
+            assert (await client.reply())["type"] in ("pong", "chat_response")
+            await served.ended.wait()
+
+
+async def test_a_stop_that_is_patient_has_no_end_of_its_own(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    async with serving(ScriptedBackend("Hel", go, "lo"), tmp_path, grace=0.0) as served:
+        client = await served.connect()
+        client.send({**CHAT, "stream": True})
+        with anyio.fail_after(5):
+            await until(lambda: served.specialist.in_flight)
+            served.server.be_patient()
+            served.stop.set()
+            await until(lambda: served.server.stopping)
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            go.set()
+            assert (await client.replies())[-1]["content"] == "Hello"
+            await served.ended.wait()
+
+
 @pytest.mark.parametrize("turns", range(6))
 async def test_whoever_asked_just_before_the_stop_is_answered(tmp_path: Path, turns: int) -> None:
     """However far accepting and reading had come."""

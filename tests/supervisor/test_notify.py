@@ -1,14 +1,23 @@
+"""What systemd hears of the supervisor, over a real datagram socket; the control socket that is looked at is real, too."""
+
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import pytest
+from keeping import BACKEND
 
-from supervisor.notify import Systemd
+from daemon.notify import Systemd
+from protocol.codec import encode
+from protocol.control import Result, SpecialistStatus
+from supervisor import notify
+from supervisor.fleet.registry import Registry
 
 
 @pytest.fixture
@@ -21,50 +30,98 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listening
 
 
-def test_assignments_arrive_in_one_datagram(manager: socket.socket) -> None:
-    Systemd({"NOTIFY_SOCKET": "notify"}).say("READY=1", "STATUS=18 specialists")
-    assert manager.recv(1024) == b"READY=1\nSTATUS=18 specialists"
+class Supervisor:
+    """A control socket that answers while it `serves`."""
+
+    def __init__(self) -> None:
+        self.serves = True
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        async with await anyio.create_unix_listener("control") as listener:
+            task_status.started()
+            await listener.serve(self._answer)
+
+    async def _answer(self, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            if self.serves:
+                await stream.send(encode(Result(ok=True, changed=[], failed=[])))
+            else:
+                await anyio.sleep_forever()
 
 
-def test_an_abstract_socket_is_reached() -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind("")  # the kernel chooses an abstract name
-        listening.settimeout(5)
-        name = listening.getsockname()[1:].decode()
-        Systemd({"NOTIFY_SOCKET": f"@{name}"}).say("READY=1")
-        assert listening.recv(1024) == b"READY=1"
+def entry(name: str) -> SpecialistStatus:
+    return SpecialistStatus(name=name, ai_id=f"{name}-ci", host="127.0.0.1", port=1, state="stopped", wanted="up")
 
 
-def test_without_a_manager_nothing_is_said() -> None:
-    Systemd({}).say("READY=1")
+async def hear(manager: socket.socket) -> str:
+    return (await anyio.to_thread.run_sync(manager.recv, 1024)).decode()
 
 
-def test_a_manager_that_is_gone_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        Systemd({"NOTIFY_SOCKET": str(tmp_path / "no")}).say("READY=1")
-    assert "cannot tell systemd READY=1" in caplog.text
-
-
-def test_a_manager_that_does_not_read_does_not_stop_us(
+async def test_the_watchdog_is_fed_while_the_control_socket_answers(
     manager: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    systemd = Systemd({"NOTIFY_SOCKET": "notify"})
-    while "cannot tell systemd" not in caplog.text:
-        systemd.say("WATCHDOG=1")
-
-
-async def test_the_watchdog_is_fed_until_cancelled(manager: socket.socket) -> None:
-    systemd = Systemd({"NOTIFY_SOCKET": "notify", "WATCHDOG_USEC": "20000"})
-    assert systemd.watchdog == 0.02
-    with anyio.fail_after(5):
+    supervisor = Supervisor()
+    systemd = Systemd({"NOTIFY_SOCKET": "notify", "WATCHDOG_USEC": "400000"})
+    with anyio.fail_after(10), caplog.at_level(logging.ERROR):
         async with anyio.create_task_group() as group:
-            group.start_soon(systemd.keep_alive)
-            for _ in range(3):
-                assert await anyio.to_thread.run_sync(manager.recv, 1024) == b"WATCHDOG=1"
+            await group.start(supervisor.run)
+            group.start_soon(notify.keep_alive, systemd, Path("control"))
+            assert [await hear(manager) for _ in range(2)] == ["WATCHDOG=1"] * 2
+            supervisor.serves = False
+            while "the watchdog is not fed" not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+            manager.setblocking(False)
+            assert _rest(manager) <= {"WATCHDOG=1"}
+            while caplog.text.count("the watchdog is not fed") < 2:
+                await anyio.lowlevel.checkpoint()
+            assert _rest(manager) == set()
+            supervisor.serves = True
+            manager.settimeout(5)
+            assert await hear(manager) == "WATCHDOG=1"
             group.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("interval", ["", "soon", "-1"])
-async def test_without_an_interval_there_is_no_watchdog(interval: str) -> None:
-    with anyio.fail_after(5):
-        await Systemd({"WATCHDOG_USEC": interval}).keep_alive()
+async def test_a_control_socket_that_is_gone_is_said(manager: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": "notify", "WATCHDOG_USEC": "40000"})
+    with anyio.fail_after(10), caplog.at_level(logging.ERROR):
+        async with anyio.create_task_group() as group:
+            group.start_soon(notify.keep_alive, systemd, Path("control"))
+            while "no such file or directory" not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    manager.setblocking(False)
+    assert _rest(manager) == set()
+
+
+async def test_the_status_is_said_after_every_change_and_only_then(manager: socket.socket, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "state/registry.json", [entry("apollo"), entry("athena")], BACKEND)
+    systemd = Systemd({"NOTIFY_SOCKET": "notify"})
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(notify.tell_status, systemd, registry)
+            assert await hear(manager) == "STATUS=running: 2 stopped"
+            registry.touch()
+            registry.move("apollo", "backing_off", "a test")
+            assert await hear(manager) == "STATUS=running: 1 backing off, 1 stopped"
+            group.cancel_scope.cancel()
+
+
+def test_a_reload_has_a_beginning_and_an_end_once_we_are_ready(manager: socket.socket) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": "notify"})
+    with systemd.reloading():
+        systemd.say("READY=1")
+    with systemd.reloading():
+        pass
+    assert manager.recv(1024) == b"READY=1"
+    assert manager.recv(1024).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+    assert manager.recv(1024) == b"READY=1"
+
+
+def _rest(manager: socket.socket) -> set[str]:
+    found = set()
+    while True:
+        try:
+            found.add(os.fsdecode(manager.recv(1024)))
+        except BlockingIOError:
+            return found

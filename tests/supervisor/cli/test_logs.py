@@ -16,12 +16,13 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import pytest
-from team import Team
+from team import Team, command, free_port_base
+from user_manager import UserManager
 
 from daemon.logs import OneLine
 from supervisor.cli import records
 from supervisor.cli.follow import LATE_LOOKS, Tail
-from supervisor.cli.journald import journal_line
+from supervisor.cli.journald import Unit, unit_of
 from supervisor.cli.logs import recent
 from supervisor.cli.records import Record, as_json, as_text, merged, parse, since
 from supervisor.config import load
@@ -234,8 +235,9 @@ def test_no_record_is_older_than_was_asked_for(log: Path, tail: Tail) -> None:
 @pytest.mark.parametrize(
     ("group", "line"),
     [
-        ("0::/system.slice/chorus.service\n", "journalctl -u chorus.service -f"),
-        ("0::/user.slice/user@7.service/app.slice/chorus.service\n", "journalctl --user -u chorus.service -f"),
+        ("0::/system.slice/chorus.service\n", "journalctl --unit chorus.service -f"),
+        ("0::/user.slice/user@7.service/app.slice/chorus.service\n", "journalctl --user-unit chorus.service -f"),
+        ("4:memory:/\n1:name=systemd:/system.slice/my.service\n0::/\n", "journalctl --unit my.service -f"),
     ],
 )
 def test_a_supervisor_under_systemd_is_read_in_the_journal(tmp_path: Path, group: str, line: str) -> None:
@@ -247,10 +249,60 @@ def test_a_supervisor_under_systemd_is_read_in_the_journal(tmp_path: Path, group
     (process / "environ").write_bytes(b"HOME=/\0JOURNAL_STREAM=8:99\0")
     (process / "cgroup").write_text(group)
     (process / "fd/2").symlink_to("socket:[99]")
-    assert journal_line(loaded, tmp_path / "proc") == line
+    unit = unit_of(loaded, tmp_path / "proc")
+    assert unit is not None
+    assert unit.line == line
     (process / "fd/2").unlink()
     (process / "fd/2").symlink_to("/somewhere/supervisor.out")
-    assert journal_line(loaded, tmp_path / "proc") is None
+    assert unit_of(loaded, tmp_path / "proc") is None
+
+
+def test_the_journal_of_a_supervisor_that_is_gone_is_that_of_the_unit_that_is_installed(tmp_path: Path) -> None:
+    loaded = load({}, None, {"HOME": str(tmp_path)})
+    nowhere = tmp_path / "etc/chorus.service"
+    assert unit_of(loaded, tmp_path / "proc", nowhere) is None
+    (tmp_path / ".config/systemd/user").mkdir(parents=True)
+    (tmp_path / ".config/systemd/user/chorus.service").touch()
+    assert unit_of(loaded, tmp_path / "proc", nowhere) == Unit("chorus.service", is_users=True)
+
+
+def test_who_has_no_team_is_shown_the_machines_journal(tmp_path: Path) -> None:
+    loaded = load({}, None, {"HOME": str(tmp_path)})
+    system = tmp_path / "chorus.service"
+    system.touch()
+    assert unit_of(loaded, tmp_path / "proc", system) == Unit("chorus.service", is_users=False)
+    loaded.dirs.state.mkdir(parents=True)
+    (loaded.dirs.state / "supervisor.lock").write_text("42\n")
+    assert unit_of(loaded, tmp_path / "proc", system) is None
+
+
+def test_what_a_supervisor_and_systemd_write_to_the_journal_is_shown_across_both_restarts(
+    user_manager: UserManager,
+) -> None:
+    env = {"CHORUS_PORT_BASE": str(free_port_base(["apollo"])), "CHORUS_ROSTER": "apollo", "CHORUS_BACKEND": "builtin"}
+
+    def chorus(*args: str) -> str:
+        done = user_manager.run(*command(*args), env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    chorus("service", "install", "--user")
+    following = subprocess.Popen(
+        user_manager.command(*command("logs", "-f", "-n", "all")), env=user_manager.env | env, stdout=subprocess.PIPE
+    )
+    read_until(following, b"systemd: Started chorus.service")
+    os.kill(user_manager.main_pid("chorus.service"), signal.SIGKILL)
+    seen = read_until(following, b"systemd: Started chorus.service")
+    assert b"systemd: chorus.service: Main process exited, code=killed, status=9/KILL" in seen
+    user_manager.systemctl("stop", "chorus.service")
+    read_until(following, b"the team is down")
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=10)
+
+    told = [json.loads(line) for line in chorus("logs", "--json", "-n", "all").splitlines()]
+    assert {one["name"] for one in told} >= {"apollo", "supervisor"}
+    assert [one["time"] for one in told] == sorted(one["time"] for one in told)
+    assert all(one["name"] == "apollo" for one in map(json.loads, chorus("logs", "--json", "apollo").splitlines()))
 
 
 # -- the command --------------------------------------------------------------------------------------------------------
