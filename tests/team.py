@@ -265,7 +265,9 @@ def free_port() -> int:
 
 def free_port_base(roster: Sequence[str] | None = None) -> int:
     """A port_base whose specialists' ports are all free, below the range that the kernel gives to clients."""
-    wanted = [names.OFFSETS[name] for name in map(names.canonical, roster or names.ROSTER) if name in names.OFFSETS]
+    team = [names.canonical(name) for name in roster or names.ROSTER]
+    wanted = [names.OFFSETS[name] for name in team if name in names.OFFSETS]
+    wanted += range(100, 100 + len(team) - len(wanted))  # names outside the table
     bases = list(range(10_000, 32_000, 200))
     random.shuffle(bases)
     return next(base for base in bases if all(_is_free(base + offset) for offset in wanted))
