@@ -19,13 +19,13 @@ import msgspec
 from msgspec import Struct
 
 from protocol import names
-from protocol.settings import DEFAULT_URL, Backend, Settings, SpecialistConfig
+from protocol.settings import DEFAULT_URL, Backend, Settings, SpecialistConfig, Supervision
 from supervisor import checks, locate, places, sense
 from supervisor.checks import Leaves, Said, Source
 from supervisor.locate import Key, dotted
 from supervisor.places import Dirs
 
-__all__ = ["ConfigError", "Dirs", "Loaded", "load", "resolve", "team", "user_file", "without_files"]
+__all__ = ["ConfigError", "Dirs", "Loaded", "load", "resolve", "supervision", "team", "user_file", "without_files"]
 
 SYSTEM_FILE = Path("/etc/chorus/chorus.toml")
 DEFAULT = "default"
@@ -38,6 +38,7 @@ VARIABLES: dict[str, Key] = {
     "CHORUS_BACKEND_URL": ("backend", "url"),
     "CHORUS_MODEL": ("backend", "model"),
     "CHORUS_GATEWAY_PORT": ("gateway", "port"),
+    "CHORUS_RESTARTER": ("supervision", "restarter"),
 }
 # Flags are called as their key is, but for these.
 FLAGS = {"backend.kind": "--backend", "backend.model": "--model"}
@@ -66,9 +67,11 @@ class Loaded(Struct, frozen=True, kw_only=True):
     """The configuration and what else the surroundings say.
 
     `settings` has every name in its one spelling. `origins` maps each dotted key to "default",
-    "/path/file.toml:8", a variable or a flag. `files` are those that were read, lowest layer first.
+    "/path/file.toml:8", a variable or a flag. `files` are those that were read, lowest layer first; `places` is where
+    one may be, each with the time of its last change before it was read, or None where there was none.
     `url_asked_for` is whether somebody named the model server. The folders of `dirs` may not exist yet:
-    whoever writes makes them (`places.private_folder`). `api_key` is a secret.
+    whoever writes makes them (`places.private_folder`). `api_key` is a secret. Members of the group `control_gid`
+    may control the team; they are among `allowed_uids`, too.
     """
 
     settings: Settings
@@ -79,6 +82,8 @@ class Loaded(Struct, frozen=True, kw_only=True):
     url_asked_for: bool
     allowed_uids: list[int]
     api_key: str | None
+    control_gid: int | None = None
+    places: dict[str, float | None] = {}
 
     @property
     def url(self) -> str:
@@ -92,7 +97,9 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
     """
     dirs = places.dirs(environ)
     files = _Files()
-    for path, is_asked_for in _candidates(dirs, config_file, environ):
+    candidates = _candidates(dirs, config_file, environ)
+    changed = {str(path.absolute()): changed_at(path) for path, _ in candidates}
+    for path, is_asked_for in candidates:
         files.add(path, is_asked_for)
     said, mistakes = files.said, files.mistakes
     outer = [*_from_environment(environ), *_from_flags(flags)]
@@ -102,6 +109,8 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
         mistakes += wrong
     mistakes += _ollama_host(said, environ)
     mistakes += _socket_mistakes(environ)
+    group, wrong = _group(environ)
+    mistakes += wrong
     spelled = _settings(said)
     if files.all_parsed:  # or what the others say of it would be nonsense
         mistakes += [_mistake(key, what, said) for key, what in sense.findings(spelled, said)]
@@ -115,9 +124,19 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
         dirs=dirs,
         socket=places.socket_path(dirs, environ),
         url_asked_for=spelled.backend.url is not None,
-        allowed_uids=[uid for user in spelled.allow_users if (uid := sense.uid(user)) is not None],
+        allowed_uids=[*_uids(spelled.allow_users), *(sense.members(group) if group is not None else [])],
         api_key=api_key,
+        control_gid=group,
+        places=changed,
     )
+
+
+def changed_at(path: Path) -> float | None:
+    """When a file was changed last, as a Unix time; None where there is none that can be seen."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def without_files(environ: Mapping[str, str]) -> Loaded:
@@ -147,6 +166,18 @@ def team(loaded: Loaded) -> list[SpecialistConfig]:
     from supervisor import roster
 
     return [roster.resolve(loaded, name) for name in loaded.settings.roster]
+
+
+def supervision(loaded: Loaded, name: str) -> Supervision:
+    """How one specialist is kept: the team's settings under its own."""
+    team_wide, own = loaded.settings.supervision, loaded.settings.specialists.get(name)
+    if own is None:
+        return team_wide
+    return msgspec.structs.replace(
+        team_wide,
+        restart=own.restart or team_wide.restart,
+        max_rss_bytes=own.max_rss_bytes or team_wide.max_rss_bytes,
+    )
 
 
 def user_file(environ: Mapping[str, str]) -> Path:
@@ -285,6 +316,19 @@ def _socket_mistakes(environ: Mapping[str, str]) -> list[str]:
     if length <= places.MAX_SOCKET_PATH:
         return []
     return [f"CHORUS_SOCKET: expected a path of at most {places.MAX_SOCKET_PATH} bytes, got {length}"]
+
+
+def _group(environ: Mapping[str, str]) -> tuple[int | None, list[str]]:
+    """The group that may control the team, where the service's unit names one."""
+    name = environ.get("CHORUS_GROUP")
+    if not name:
+        return None, []
+    gid = sense.gid(name)
+    return gid, [f"CHORUS_GROUP: expected a group of this machine, got {checks.shown(name)}"] if gid is None else []
+
+
+def _uids(users: list[str]) -> list[int]:
+    return [uid for user in users if (uid := sense.uid(user)) is not None]
 
 
 # -- the whole -----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Whether the whole configuration can work: what fits the schema may contradict itself, or this machine.
 
-Pure, but for the list of the machine's users.
+Pure, but for the lists of the machine's users and groups.
 """
 
 from __future__ import annotations
@@ -158,3 +158,28 @@ def uid(user: str) -> int | None:
         return pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):  # ValueError: a zero byte
         return None
+
+
+def gid(group: str) -> int | None:
+    """The number of a group of this machine, which may also be given by number."""
+    import grp
+
+    if group.isascii() and group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        return None
+
+
+def members(number: int) -> list[int]:
+    """The users of a group: those that it lists, and those whose first group it is."""
+    import grp
+    import pwd
+
+    try:
+        listed = grp.getgrgid(number).gr_mem
+    except KeyError:
+        listed = []
+    first = [user.pw_uid for user in pwd.getpwall() if user.pw_gid == number]
+    return sorted({*first, *(found for name in listed if (found := uid(name)) is not None)})

@@ -65,7 +65,7 @@ def _run(ctx: click.Context, request: Named, done: str, as_json: bool) -> int:
         click.echo(msgspec.json.encode({"version": 1, **msgspec.to_builtins(result)}).decode())
     else:
         for outcome in result.changed:
-            click.echo(_said(outcome, done), err=True)
+            click.echo(said(outcome, done), err=True)
         for outcome in result.failed:
             click.echo(f"error: {outcome.name}: {outcome.error}", err=True)
     if not result.failed:
@@ -80,7 +80,8 @@ async def _ask(loaded: Loaded, request: Named) -> Result:
         return await connection.call(request)  # type: ignore[arg-type]
 
 
-def _said(outcome: Outcome, done: str) -> str:
+def said(outcome: Outcome, done: str) -> str:
+    """What became of one specialist, for people."""
     pids = ""
     if outcome.new_pid and outcome.old_pid and outcome.new_pid != outcome.old_pid:
         pids = f", pid {outcome.old_pid} -> {outcome.new_pid}"

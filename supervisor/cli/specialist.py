@@ -57,10 +57,9 @@ def run_command(ctx: click.Context, name: str, port: int | None) -> int:
 
 
 def _be_the_program(config: SpecialistConfig, command: list[str], listeners: list[socket.socket]) -> NoReturn:
-    import resource
 
     from supervisor.fleet import child
 
-    child.execute(config, command, listeners, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    child.execute(config, command, listeners)
     remedy = f"correct specialists.{config.name}.command"
     raise Failure(f"cannot start {config.name}: {command[0]} cannot be run", Exit.FAILED, remedy=remedy)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from protocol.client import ControlConnection
-from protocol.control import AnyAnswer, Snapshot, Status, StatusReport, Transition, Watch
+from protocol.control import HOUSE, AnyAnswer, Snapshot, Status, StatusReport, Transition, Watch
 from supervisor.cli import look
 from supervisor.cli.exits import Exit
 from supervisor.cli.reach import supervisor
@@ -24,7 +24,8 @@ async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -
     import anyio
 
     async with supervisor(loaded) as watching, supervisor(loaded) as asking:
-        chosen = {one.name for one in (await _status(asking, names)).specialists}
+        named = {one.name for one in (await _status(asking, names)).specialists}
+        chosen = named if names is not None else None  # everybody: those too who are added meanwhile
         async for answer in watching.ask(Watch()):
             change = _about(chosen, answer)
             if change is None:
@@ -46,11 +47,13 @@ async def _status(asking: ControlConnection, names: list[str] | None) -> StatusR
     return result.status
 
 
-def _about(names: set[str], change: AnyAnswer) -> AnyAnswer | None:
-    """What a change says of these specialists; None where it is about another."""
-    if isinstance(change, Snapshot):
+def _about(names: set[str] | None, change: AnyAnswer) -> AnyAnswer | None:
+    """What a change says of these specialists, or of all; None where it is about another, or about the supervisor."""
+    if isinstance(change, Snapshot) and names is not None:
         return replace(change, status=of_some(change.status, names))
-    return None if isinstance(change, Transition) and change.name not in names else change
+    if isinstance(change, Transition) and (change.name == HOUSE or (names is not None and change.name not in names)):
+        return None
+    return change
 
 
 def _tell(change: object) -> None:

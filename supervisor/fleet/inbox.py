@@ -9,8 +9,10 @@ import anyio
 from msgspec import Struct, field
 
 from protocol.errors import Busy
+from protocol.settings import SpecialistConfig, Supervision
 from supervisor.fleet.calls import Exited, Process
 from supervisor.fleet.health import Verdict
+from supervisor.fleet.systemctl import Unit
 
 SIZE = 1024
 MOST_COMMANDS = 512  # waiting; the rest of the inbox is for exits, of which none may be lost
@@ -48,7 +50,27 @@ class Adopted(Struct, frozen=True):
     process: Process
 
 
-Happening = Command | Exited | Heard | Due | Adopted
+class Reconfigured(Struct, frozen=True):
+    """The configuration was read again. `changed` is what a process must be told anew, in words; none where only we go by it.
+
+    `lets_go` where the old process must leave its port before the next one is to be had. `taken` as in Command.
+    """
+
+    config: SpecialistConfig
+    settings: Supervision
+    changed: list[str] = []
+    lets_go: bool = False
+    taken: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Seen(Struct, frozen=True):
+    """What systemd knows of a specialist, where systemd is the restarter. `orders` is how many it had been given by then."""
+
+    unit: Unit
+    orders: int
+
+
+Happening = Command | Exited | Heard | Due | Adopted | Reconfigured | Seen
 
 
 class Inbox:
@@ -92,5 +114,5 @@ class Inbox:
 
 
 def _set_taken(happening: Happening) -> None:
-    if isinstance(happening, Command):
+    if isinstance(happening, Command | Reconfigured):
         happening.taken.set()

@@ -75,6 +75,7 @@ def _steps() -> dict[tuple[State, Event], State]:
     for state in RUNNING:
         steps[state, Event.FORKED] = State.STARTING  # a successor took its place
         steps[state, Event.EXITED] = State.BACKING_OFF
+        steps[state, Event.BLOCKED] = State.BACKING_OFF  # it left its port, and the next one is still taken
         steps[state, Event.STOP] = State.STOPPING
         steps[state, Event.SILENT] = State.HUNG
         steps[state, Event.DRAIN] = State.DRAINING

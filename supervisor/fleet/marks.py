@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import anyio
@@ -31,8 +32,11 @@ class Marks:
         except OSError as error:
             logger.error("cannot write to the log of %s: %s", name, error)
 
-    async def cap(self, names: list[str]) -> None:
-        """Looks after the size of raw output until cancelled. A process may write any amount and never end."""
+    async def cap(self, names: Collection[str]) -> None:
+        """Looks after the size of raw output until cancelled. A process may write any amount and never end.
+
+        `names` may change meanwhile.
+        """
         while True:
             for name in names:
                 try:

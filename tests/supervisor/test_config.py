@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import stat
 import subprocess
@@ -502,6 +503,16 @@ grace = 3
         [0],
         str(tmp_path / ".local/state/chorus"),
     )
+
+
+def test_members_of_the_group_that_may_control_the_team_may_talk_to_it(tmp_path: Path) -> None:
+    group = pwd.getpwuid(os.getuid()).pw_gid
+    loaded = loaded_with(tmp_path, CHORUS_GROUP=str(group))
+    assert loaded.control_gid == group
+    assert os.getuid() in resolve(loaded, "numa").allowed_uids
+    assert loaded_with(tmp_path).control_gid is None
+    with pytest.raises(ConfigError, match='CHORUS_GROUP: expected a group of this machine, got "nobodys"'):
+        loaded_with(tmp_path, CHORUS_GROUP="nobodys")
 
 
 def test_a_name_outside_the_table_keeps_its_port(tmp_path: Path) -> None:

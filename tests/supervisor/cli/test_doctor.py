@@ -155,6 +155,15 @@ def test_the_supervisor(said: StatusReport | None, answered: bool, state: str, m
     assert team.supervisor(said, answered=answered, socket=Path("s")).state == state
 
 
+def test_who_restarts_is_said_where_it_is_or_should_be_systemd() -> None:
+    ours = report("running", VERSION)
+    theirs = msgspec.structs.replace(ours, supervisor=SupervisorStatus(7, 1.0, "running", VERSION, restarter="systemd"))
+    assert team.restarter(ours, "chorus") is None
+    assert team.restarter(None, "chorus") is None
+    found = [team.restarter(theirs, "chorus"), team.restarter(theirs, "systemd"), team.restarter(ours, "systemd")]
+    assert [one.state for one in found if one] == ["ok", "ok", "warn"]
+
+
 @pytest.mark.parametrize(
     ("state", "wanted", "expected"), [("stopped", "down", "ok"), ("failed", "up", "fail"), ("hung", "up", "fail")]
 )

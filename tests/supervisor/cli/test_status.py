@@ -5,9 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from msgspec.structs import replace
 from team import Team
 
+from protocol.control import BackendStatus, GatewayStatus, SpecialistStatus, StatusReport, SupervisorStatus
 from supervisor.cli.exits import Exit
+from supervisor.cli.status import _row, advice
+
+READY = SpecialistStatus(name="apollo", ai_id="apollo-ci", host="127.0.0.1", port=1, state="ready", wanted="up")
+
+
+def test_one_that_was_recycled_says_why_until_it_is_started_for_another_reason() -> None:
+    cause = "recycled: 612 MiB of memory, more than 512 MiB"
+    recycled = replace(READY, recycled=1, started_because=cause)
+    assert _row(recycled)[-1] == cause
+    assert _row(replace(recycled, started_because="asked to restart"))[-1] == "-"
+
+
+def test_what_will_happen_to_somebody_is_said_below_the_table() -> None:
+    report = StatusReport(
+        supervisor=SupervisorStatus(1, 1.0, "running"),
+        gateway=GatewayStatus(None, "disabled", None),
+        backend=BackendStatus("ollama", None, "ready", None),
+        specialists=[replace(READY, notice="600 MiB of memory: it is replaced as soon as it is idle")],
+    )
+    assert advice(report) == ["apollo: 600 MiB of memory: it is replaced as soon as it is idle"]
 
 
 def test_a_watch_is_of_those_who_were_named(tmp_path: Path) -> None:

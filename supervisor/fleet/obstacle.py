@@ -1,0 +1,39 @@
+"""Why no process could be started, and what to do about it: two sentences for people. None of it is the specialist's fault."""
+
+from __future__ import annotations
+
+import errno
+
+from supervisor.errors import CannotStart
+from supervisor.fleet.owner import describe
+
+# What fork(2) and socket(2) say when the machine has no room: it passes by itself, or somebody makes room.
+NO_ROOM = {
+    errno.EAGAIN: (
+        "no new process can be started: as many run as may (fork: EAGAIN)",
+        "end other processes, or raise the limit: ulimit -u, TasksMax= under systemd, pids.max of a container",
+    ),
+    errno.ENOMEM: (
+        "no new process can be started: memory is used up (fork: ENOMEM)",
+        "free memory, or raise the limit: MemoryMax= under systemd, memory.max of a container",
+    ),
+    errno.EMFILE: (
+        "no new process can be started: the fork server may open no more descriptors",
+        "raise the limit: ulimit -n, LimitNOFILE= under systemd; then chorus down and chorus up",
+    ),
+    errno.ENFILE: (
+        "no new process can be started: the machine has no more descriptors",
+        "raise it: sysctl fs.file-max",
+    ),
+}
+
+
+def told(error: CannotStart, port: int, name: str) -> tuple[str, str]:
+    """The fact and the remedy. Slow where the port is taken: a walk over /proc."""
+    if error.number == errno.EADDRINUSE:
+        return describe(port, name)
+    if error.number in NO_ROOM:
+        return NO_ROOM[error.number]
+    if error.number == errno.EACCES:
+        return f"port {port} may not be bound by this user", f"set specialists.{name}.port or port_base above 1023"
+    return f"port {port} cannot be bound: {error}", "see chorus doctor"
