@@ -12,6 +12,7 @@ The fleet is built anew when the fork server is lost; the registry stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -37,7 +38,7 @@ from supervisor import notify
 from supervisor.config import Loaded, team
 from supervisor.control import Control
 from supervisor.errors import AlreadyRunning, ForkServerLost
-from supervisor.fleet import launch, pidfiles, restart
+from supervisor.fleet import descriptors, launch, pidfiles, restart
 from supervisor.fleet.copies import Copies
 from supervisor.fleet.registry import Registry, newcomer, read_journal
 from supervisor.fleet.systemctl import own_manager
@@ -87,11 +88,13 @@ def run(loaded: Loaded, reread: Callable[[], Loaded], *, ready_fd: int | None = 
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
     forks = fork_socket(loaded)
     if not delegates and not launch.is_running(forks):
+        _kill_out_of_reach(loaded)
         # The two share what is loaded by now for as long as neither's collector writes to it.
         gc.collect()
         gc.freeze()
         launch.launch(forks, logs, loaded.dirs.state, (lock, *([] if ready_fd is None else [ready_fd])))
         (loaded.dirs.state / "forkserver").write_text(f"{forks}\n")
+    descriptors.make_room()
     start_logging("supervisor", None if to_stderr else logs, os.environ)
     (loaded.dirs.state / "socket").write_text(f"{loaded.socket}\n")
     if sys.platform == "linux" and not delegates:
@@ -168,8 +171,7 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
 async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
     """The fork server is gone, or of no use any more. The specialists live on while a new one is started."""
     fleet.keepers = {}
-    if left := pidfiles.read(loaded.dirs.state / pidfiles.FORK_SERVER):
-        os.kill(left.pid, signal.SIGKILL)  # it hung up on us and could not be asked; two would be one too many
+    _kill_out_of_reach(loaded)
     if fleet.stop.is_set():
         await end_left_behind(loaded)
         fleet.went_down()
@@ -178,7 +180,20 @@ async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
     # when the one that is waited for here has ended.
     folders = [os.fspath(folder) for folder in (loaded.dirs.logs, loaded.dirs.state)]
     call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", str(forks), *folders]
-    await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
+    try:
+        await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
+    except OSError as error:  # no descriptor or no process to be had: nobody will listen there, and it is tried again
+        logger.error("no fork server can be started: %s", error)
+
+
+def _kill_out_of_reach(loaded: Loaded) -> None:
+    """Ends the fork server of this state folder, which hung up on us or whose socket was removed with its folder.
+
+    Another one takes over what it has; with two, ports that are to be closed would be held by the one that nobody asks.
+    """
+    if left := pidfiles.read(loaded.dirs.state / pidfiles.FORK_SERVER):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left.pid, signal.SIGKILL)
 
 
 def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None) -> list[SpecialistStatus]:
@@ -190,7 +205,8 @@ def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusRepo
         last = known.get(config.name)
         if last is None:
             return newcomer(config)
-        remembered = {"restarts": last.restarts, "recycled": last.recycled, "last_exit": last.last_exit}
+        fields = ("restarts", "recycled", "last_exit", "started_because")
+        remembered = {field: getattr(last, field) for field in fields}
         return replace(newcomer(config), wanted=last.wanted if resumed else "up", **remembered)
 
     return [entry(config) for config in configs]

@@ -34,33 +34,64 @@ logger = logging.getLogger("chorus.supervisor")
 
 MAX_LINE = 1_048_576
 LAST_WORDS = 1.0  # seconds for those who wait for the end to be told
-LOOK_EVERY = 1.0  # seconds between looks at a client that asks nothing more: is it still there?
+LOOK_EVERY = 1.0  # seconds between looks: is a client that asks nothing more still there, and our socket's file?
 RETRY_ACCEPT_AFTER = 0.1
 WRITE_WITHIN = 30.0  # seconds a client has to take a line
 
 
 class Control:
-    """The socket itself. `run` serves until cancelled and removes nothing but what it made."""
+    """The socket itself. `run` serves until cancelled; a socket whose file is removed is made anew."""
 
     def __init__(self, path: Path, fleet: Fleet) -> None:
         self.path = path
         self.fleet = fleet
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        listener = await self._listen()
+        async with anyio.create_task_group() as self.fleet.errands:
+            task_status.started()
+            while True:
+                async with listener, anyio.create_task_group() as accepting:
+                    accepting.start_soon(self._accept, listener)
+                    await self._until_removed()
+                    accepting.cancel_scope.cancel()
+                logger.warning("the control socket was removed and is made anew: %s", self.path)
+                listener = await self._listen_again()
+
+    async def _listen(self) -> anyio.abc.SocketListener:
         private_folder(self.path.parent)
         self.path.unlink(missing_ok=True)  # a stale one: the lock says that nobody else is there
         listener = await anyio.create_unix_listener(os.fspath(self.path), mode=0o600)
         if self.fleet.loaded.control_gid is not None:
             peer.open_to(self.fleet.loaded.control_gid, self.path)
-        async with listener, anyio.create_task_group() as self.fleet.errands:
-            task_status.started()
-            while True:
-                try:
-                    await listener.serve(self._serve, self.fleet.errands)
-                except OSError as error:
-                    # anyio leaves the errors of accept(2) to us: out of descriptors, the supervisor must not fall.
-                    logger.error("cannot accept a connection: %s; trying again", error.strerror)
-                    await anyio.sleep(RETRY_ACCEPT_AFTER)
+        return listener
+
+    async def _listen_again(self) -> anyio.abc.SocketListener:
+        """As soon as it can be: the folder that a logout removes comes back with the next login."""
+        while True:
+            try:
+                return await self._listen()
+            except OSError:
+                await anyio.sleep(LOOK_EVERY)
+
+    async def _until_removed(self) -> None:
+        ours = self.path.stat().st_ino
+        while True:
+            await anyio.sleep(LOOK_EVERY)
+            try:
+                if self.path.stat().st_ino != ours:
+                    return
+            except OSError:
+                return
+
+    async def _accept(self, listener: anyio.abc.SocketListener) -> None:
+        while True:
+            try:
+                await listener.serve(self._serve, self.fleet.errands)
+            except OSError as error:
+                # anyio leaves the errors of accept(2) to us: out of descriptors, the supervisor must not fall.
+                logger.error("cannot accept a connection: %s; trying again", error.strerror)
+                await anyio.sleep(RETRY_ACCEPT_AFTER)
 
     async def tell_the_last(self) -> None:
         """Lets those who asked for the end hear that it came."""

@@ -1,7 +1,7 @@
 """What the supervisor tells systemd besides being ready: how the team is, and that the supervisor itself still serves.
 
 The watchdog is fed after a look at ourselves: the loop turned in time (daemon/notify.py), and the control socket answers a
-question as it would anybody's. A socket whose file was removed, or that accepts no more, ends in a new supervisor, and the
+question as it would anybody's. A socket that accepts no more ends in a new supervisor, and the
 specialists never notice. The fork server is not asked here: one that does not answer is made good without our end.
 """
 

@@ -6,6 +6,7 @@ has, processes that it does not have because its predecessor forked them, and th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -106,8 +107,8 @@ class Tenure:
         """Keeps the specialists until asked to stop. Raises ForkServerLost, in a group.
 
         `forks` is where the fork server listens. `running` are the pids that were last known of, by name: what has become of
-        them is found out, and said to have happened while `missing`. `resumed` goes on with what was wanted before; otherwise everybody is. `ready` is called when the
-        team can be asked.
+        them is found out, and said to have happened while `missing`. `resumed` goes on with what was wanted before; otherwise
+        everybody is. `ready` is called when the team can be asked.
         """
         fleet, supervision = self._fleet, self._loaded.settings.supervision
         async with connected(forks, self._exited, self._copies) as link, anyio.create_task_group() as group:
@@ -147,6 +148,8 @@ class Tenure:
     def _exited(self, exit_: Exited) -> None:
         if keeper := self._keepers.get(exit_.name):
             keeper.tell(self._reaper.completed(exit_))
+        else:
+            self._group.start_soon(self._link.noted, exit_.pid)
 
     async def _meet(self, link: Link, group: anyio.abc.TaskGroup) -> Living:
         with anyio.move_on_after(MEETS_WITHIN):
@@ -163,7 +166,11 @@ class Tenure:
             link.copies.put(name, await link.lend(name))
         for config in configs:
             if config.name not in living.held and (sockets := link.copies.of(config.name)):
-                await link.hold(config.name, config.addresses, sockets[0].getsockname()[1], sockets)
+                try:
+                    await link.hold(config.name, config.addresses, sockets[0].getsockname()[1], sockets)
+                except CannotStart as error:
+                    link.copies.drop(config.name)
+                    logger.error("the port of %s cannot be handed over: %s", config.name, error)
         known = {living.pid, *(one.pid for one in living.processes)}
         taken: list[Process] = []
         lost: list[Process] = []
@@ -188,15 +195,32 @@ class Tenure:
 
     def _tell_of_missed(self, living: Living, running: dict[str, int | None], missing: str) -> None:
         """Says what ended while nobody could be told of it: none of it is lost in silence."""
+        missed = self._not_on_record(living.exits)
         for exit_ in living.exits:
-            if keeper := self._keepers.get(exit_.name):
+            if exit_ in missed and (keeper := self._keepers.get(exit_.name)):
                 keeper.note_missed(exit_, missing)
+            self._group.start_soon(self._link.noted, exit_.pid)
         heard_of = {*(one.pid for one in living.processes), *(one.pid for one in living.exits)}
         for name, pid in running.items():
             if pid is not None and pid not in heard_of and (keeper := self._keepers.get(name)):
                 asked = self._fleet.registry[name].wanted == "down"
                 exit_ = Exited(name=name, pid=pid, code=None, signal=None, at=time.time(), asked=asked)
                 keeper.note_missed(self._reaper.completed(exit_), missing)
+
+    def _not_on_record(self, exits: list[Exited]) -> list[Exited]:
+        """Those that the supervisor before us did not come to write down; it may have, and no more than that.
+
+        By the identity of the latest, not by the hour: wall clocks are set back.
+        """
+        recorded: set[str] = set()
+        missed: list[Exited] = []
+        for exit_ in reversed(exits):
+            last = self._fleet.registry[exit_.name].last_exit if exit_.name in self._fleet.registry.names else None
+            if exit_.name in recorded or (last is not None and last.at == exit_.at):
+                recorded.add(exit_.name)
+            else:
+                missed.append(exit_)
+        return missed
 
     async def _hand_over(
         self, link: Link, living: Living, group: anyio.abc.TaskGroup, *, resumed: bool
@@ -205,8 +229,8 @@ class Tenure:
         fleet = self._fleet
         started: list[Command] = []
         wanted = {name: fleet.registry[name].wanted if resumed else "up" for name in self._keepers}
-        for name in living.held:
-            if name not in self._keepers:
+        for name in link.copies.names:  # with those that were taken out of processes
+            if wanted.get(name, "down") == "down":
                 await link.release(name)
         for process in sorted(living.processes, key=lambda one: one.started):
             if keeper := self._keepers.get(process.name):
@@ -215,9 +239,14 @@ class Tenure:
                 logger.warning("%s is not in the team any more: its process %d is ended", process.name, process.pid)
                 group.start_soon(_end_stranger, link, process.pid, self._loaded.settings.supervision.grace)
         alive = {process.name for process in living.processes if not process.stopping}
+        draining = {process.name for process in living.processes if process.draining and not process.stopping}
         for name, keeper in self._keepers.items():
             if name in alive and wanted[name] == "down":
                 keeper.tell(Command("stop", "was to be stopped"))
+            elif name in alive and wanted[name] == "drained":
+                keeper.tell(Command("drain", "was drained before"))  # its process may not have been told yet
+            elif name in draining and resumed:
+                keeper.tell(Command("start", "was asked for while no new process could be started"))
             elif name not in alive and wanted[name] != "down" and not fleet.stop.is_set():
                 started.append(Command("start", "the team was started"))
                 keeper.tell(started[-1])
@@ -246,7 +275,8 @@ async def _watch_over(link: Link, pid: int) -> None:
             await link.ping()
         if patience.cancelled_caught and time.monotonic() - due < OWN_LATENESS:
             logger.error("the fork server (pid %d) does not answer for %g s and is killed", pid, PONG_WITHIN)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             return
 
 

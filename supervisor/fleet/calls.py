@@ -1,7 +1,7 @@
 """What the supervisor and the fork server say to each other: one JSON object a line on a UNIX socket.
 
 Every call is answered by one `Answered` with its number. `Exited` comes by itself. The first line of a connection is
-`Living`: what runs, what is held, and who ended while no supervisor was there to be told.
+`Living`: what runs, what is held, and who ended without a supervisor having said that it has noted it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Process(Struct, frozen=True, kw_only=True):
     """A process that lives; `started` is a Unix time. `stopping` when it was sent TERM, `draining` when USR1.
 
     `ticks` and `boot` tell it from a later process of the same number: when it began, in ticks since which boot.
-    `addresses` and `port` are where it listens, `fingerprint` is that of the configuration it was started with.
+    `addresses` and `port` are where it listens, `fingerprint` is that of the configuration it was started with, `grace` what
+    it gives itself when it is asked to end.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Process(Struct, frozen=True, kw_only=True):
     draining: bool = False
     stopping: bool = False
     fingerprint: str = ""
+    grace: float = 0.0
 
 
 class Call(Struct, frozen=True, tag_field="call", kw_only=True):
@@ -85,6 +87,12 @@ class Signal(Call, frozen=True, tag="signal", kw_only=True):
     group: bool = False
 
 
+class Noted(Call, frozen=True, tag="noted", kw_only=True):
+    """The end of a process is on record: nobody else needs to be told of it."""
+
+    pid: int
+
+
 class Policy(Call, frozen=True, tag="policy", kw_only=True):
     """What to do when the supervisor goes away without `quit`: keep everything, or stop everything."""
 
@@ -99,7 +107,7 @@ class Quit(Call, frozen=True, tag="quit", kw_only=True):
     """End what still runs, by force, and exit."""
 
 
-AnyCall = Release | Lend | Fork | Hold | Adopt | Signal | Policy | Ping | Quit
+AnyCall = Release | Lend | Fork | Hold | Adopt | Signal | Noted | Policy | Ping | Quit
 
 
 class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=True, omit_defaults=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,22 +19,19 @@ from setproctitle import setproctitle
 from daemon import process
 from daemon.logs import start_logging
 from protocol.settings import SpecialistConfig
-from supervisor.fleet import calls, pidfiles
+from supervisor.fleet import calls, descriptors, pidfiles
 
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
-OUT_OF_THE_WAY = 1000  # descriptors from here on cannot be among those that are passed
+OUT_OF_THE_WAY = 64  # descriptors from here on cannot be among those that are passed
 CANNOT_EXECUTE = 126  # what a shell says of a program that it cannot start
 # Said to the fork server's own process, or to the one that started it.
 NOT_PASSED_ON = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-def become(
-    config: SpecialistConfig, listeners: list[socket.socket], born: calls.Process, pids: Path, soft_limit: int
-) -> NoReturn:
+def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls.Process, pids: Path) -> NoReturn:
     """Is the specialist until its end. Whatever else the fork server had open is closed by now.
 
-    `born` is what the fork server knows of us. `soft_limit` is how many descriptors a program may open that is not ours:
-    with more, those break that use select(2).
+    `born` is what the fork server knows of us.
     """
     code = 1
     try:
@@ -49,7 +45,8 @@ def become(
             print(f"cannot write to {pids}: {error}", file=sys.stderr)  # noqa: T201
         if config.command:
             code = CANNOT_EXECUTE
-            execute(config, config.command, listeners, soft_limit)
+            descriptors.as_usual()
+            execute(config, config.command, listeners)
         else:
             start_logging(config.name, log_dir, os.environ)
             process.run(config, listeners)
@@ -73,13 +70,11 @@ def redirect_output(path: Path) -> None:
     os.close(out)
 
 
-def execute(config: SpecialistConfig, command: list[str], listeners: list[socket.socket], soft_limit: int) -> None:
+def execute(config: SpecialistConfig, command: list[str], listeners: list[socket.socket]) -> None:
     """Becomes another program; returns where that cannot be, having said why."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     aside = [fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) for listener in listeners]
     for number, descriptor in enumerate(aside, FIRST_PASSED):
         os.dup2(descriptor, number)  # inheritable, unlike everything else that Python opened
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, hard))
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     try:

@@ -11,7 +11,6 @@ import errno
 import gc
 import importlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -30,13 +29,12 @@ from daemon import listen
 from daemon.rehearsal import rehearse
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
-from supervisor.fleet import calls, pidfiles
+from supervisor.fleet import calls, descriptors, pidfiles
 from supervisor.fleet.calls import Answered, Exited, Living, Process
 from supervisor.fleet.child import become, redirect_output
 from supervisor.places import private_folder
 
-REMEMBERED_EXITS = 1000  # while no supervisor is there to be told
-DESCRIPTORS = 65_536
+REMEMBERED_EXITS = 1000  # that no supervisor has noted
 END_MARGIN = 2.0  # seconds beyond their own grace that processes have when all are stopped without a supervisor
 TOLD_WITHIN = 5.0  # seconds a supervisor has to read what it is told, before it counts as gone
 RETRY_AFTER = 0.1  # seconds until a supervisor that could not be met is met again
@@ -59,21 +57,19 @@ PRELOADED = (
 class ForkServer:
     """The state of the fork server: who lives, what is held, whom to tell. One thread, one writer.
 
-    `pids` is the folder of the pid files; `soft_limit` is for programs that are not ours.
+    `pids` is the folder of the pid files.
     """
 
-    def __init__(self, listening: socket.socket, pids: Path, soft_limit: int) -> None:
+    def __init__(self, listening: socket.socket, pids: Path) -> None:
         self._listening = listening
         self._pids = pids
-        self._soft_limit = soft_limit
         self._boot = pidfiles.boot_id()
         self._supervisor: socket.socket | None = None
-        self._has_asked = False  # whoever connects only to look says nothing, and has not been told of any exit
+        self._has_asked = False  # whoever connects only to look says nothing, and nothing follows from its end
         self._lines = LineBuffer(None)
         self._sockets: deque[int] = deque()  # came with a call that is not read yet
         self._listeners: dict[str, list[socket.socket]] = {}
         self._places: dict[str, tuple[list[str], int]] = {}  # what each name's listeners were bound to
-        self._grace = 0.0  # the longest that any process has of its own
         self._processes: dict[int, Process] = {}
         self._adopted: dict[int, int] = {}  # pidfd: pid of those that are not our children
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
@@ -126,9 +122,7 @@ class ForkServer:
             self._hang_up()
             return
         self._sockets.extend(descriptors)
-        if not self._has_asked:
-            self._has_asked = True
-            self._exits.clear()
+        self._has_asked = True
         self._lines.feed(data)
         while (line := self._lines.next_line()) is not None:
             try:
@@ -177,6 +171,8 @@ class ForkServer:
                     self._adopt(call.process)
                 case calls.Signal():
                     self._signal(call)
+                case calls.Noted():
+                    self._forget_exits(call.pid)
                 case calls.Policy():
                     self._stop_without_supervisor = call.stop_without_supervisor
                 case calls.Quit():
@@ -188,8 +184,8 @@ class ForkServer:
         self._tell(answer)
 
     def _tell(self, report: calls.AnyReport, sockets: Sequence[socket.socket] = ()) -> None:
-        if isinstance(report, Exited) and not self._has_asked:
-            self._exits.append(report)
+        if isinstance(report, Exited):
+            self._exits.append(report)  # until it is noted: a supervisor may die of what it has just been told
         if self._supervisor is None:
             return
         if isinstance(report, Answered) and sockets:
@@ -199,9 +195,11 @@ class ForkServer:
             sent = socket.send_fds(self._supervisor, [line], [one.fileno() for one in sockets]) if sockets else 0
             self._supervisor.sendall(line[sent:])
         except OSError:
-            if isinstance(report, Exited) and self._has_asked:
-                self._exits.append(report)
             self._give_up_on(self._supervisor)
+
+    def _forget_exits(self, pid: int) -> None:
+        for exit_ in [one for one in self._exits if one.pid == pid]:
+            self._exits.remove(exit_)
 
     def _give_up_on(self, supervisor: socket.socket) -> None:
         """Gone, or it has not read for so long that half a line is all that went out: its end is seen when it is heard."""
@@ -215,6 +213,8 @@ class ForkServer:
     def _bind(self, name: str, addresses: list[str], port: int) -> bool:
         """Holds a place; returns whether it was bound just now."""
         if self._places.get(name) == (addresses, port):
+            for listener in self._listeners[name]:
+                listener.listen(listen.BACKLOG)  # again: whoever had it may have shut it down, or cut its backlog
             return False
         bound = listen.bind(addresses, port)
         self._release(name)
@@ -223,8 +223,13 @@ class ForkServer:
         return True
 
     def _hold(self, call: calls.Hold) -> None:
+        if len(self._sockets) < call.listeners:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # recvmsg(2) leaves out what we may not open
         self._release(call.name)
-        self._listeners[call.name] = [socket.socket(fileno=self._sockets.popleft()) for _ in range(call.listeners)]
+        held = [socket.socket(fileno=self._sockets.popleft()) for _ in range(call.listeners)]
+        for one in held:
+            one.set_inheritable(False)  # what recvmsg(2) opens is, and a program would have it beside what it is given
+        self._listeners[call.name] = held
         self._places[call.name] = (call.addresses, call.port)
 
     def _release(self, name: str) -> None:
@@ -247,7 +252,6 @@ class ForkServer:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._processes[pid] = self._described(config, pid, described)
-        self._grace = max(self._grace, config.grace)
         return pid
 
     def _described(self, config: SpecialistConfig, pid: int, fingerprint: str) -> Process:
@@ -260,6 +264,7 @@ class ForkServer:
             addresses=config.addresses,
             port=config.port,
             fingerprint=fingerprint,
+            grace=config.grace,
         )
 
     def _become(self, config: SpecialistConfig, fingerprint: str) -> NoReturn:
@@ -280,12 +285,14 @@ class ForkServer:
                     for other in others:
                         other.close()
             born = self._described(config, os.getpid(), fingerprint)
-            become(config, self._listeners[config.name], born, self._pids, self._soft_limit)
+            become(config, self._listeners[config.name], born, self._pids)
         finally:
             os._exit(1)  # whatever happens, a second fork server it is not
 
     def _adopt(self, process: Process) -> None:
         """Takes on somebody else's child. Its end is seen by its pidfd; how it ended only its parent is told."""
+        if not hasattr(os, "pidfd_open"):
+            raise OSError(errno.ENOSYS, "processes can be taken on only where there is pidfd_open(2)")
         end = os.pidfd_open(process.pid)
         if not pidfiles.is_alive(process):  # asked after the pidfd was opened, so that both mean one process
             os.close(end)
@@ -363,7 +370,8 @@ class ForkServer:
         """Asks every process to end, ends by force what does not, and exits."""
         self._send_all(signal.SIGTERM)
         self._send_all(signal.SIGCONT)  # a stopped one does not hear the first
-        self._await_exits(self._grace + END_MARGIN)
+        grace = max((process.grace for process in self._processes.values()), default=0.0)
+        self._await_exits(grace + END_MARGIN)
         self._kill_all()
         os._exit(0)
 
@@ -402,14 +410,14 @@ def main(listening: socket.socket, log_dir: Path, state: Path) -> NoReturn:
     setproctitle(calls.FORK_SERVER)
     redirect_output(log_dir / "forkserver.out")
     pidfiles.write(state / pidfiles.FORK_SERVER, pidfiles.this_process())
-    soft_limit = raise_descriptor_limit()
+    descriptors.make_room()
     for name in PRELOADED:
         importlib.import_module(name)
     _filled = rehearse()  # held for as long as this frame lives, which is for ever
     # What is there by now is shared with every child until somebody writes to it; the collector must not.
     gc.collect()
     gc.freeze()
-    ForkServer(listening, private_folder(state / pidfiles.FOLDER), soft_limit).run()
+    ForkServer(listening, private_folder(state / pidfiles.FOLDER)).run()
 
 
 def _kill_group(leader: int) -> None:
@@ -417,15 +425,6 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass  # it was alone; macOS says the second of a group of zombies
-
-
-def raise_descriptor_limit() -> int:
-    """Room for limits.connections in every child; returns what the limit was."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return soft
 
 
 def _signals_into_pipe() -> tuple[socket.socket, socket.socket]:

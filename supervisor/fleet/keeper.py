@@ -66,6 +66,7 @@ class Keeper:
         self._mark = mark
         self._record = restart.Record()
         self._ceiling = Ceiling()
+        self._not_replaced: str | None = None  # why there is no successor that was asked for
         self._processes = Processes(config.name, link, mark)
         self._watching = Watching(lambda pid, verdict: self.tell(Heard(pid, verdict)))
         self._pause = Pause(config.name, config.ai_id, link, lambda number: self.tell(Due(number)))
@@ -135,6 +136,7 @@ class Keeper:
                 await self._drain(happening.cause)
             case Exited():
                 await self._exited(happening)
+                self._group.start_soon(self.link.noted, happening.pid)
             case Heard():
                 await self._heard(happening)
             case Due():
@@ -188,8 +190,8 @@ class Keeper:
             await self._processes.retire(self._group, old, self.settings.grace)
 
     async def _drain(self, cause: str) -> None:
-        if self.state in RUNNING and not self.config.command:
-            self._want(Wanted.DRAINED)
+        if self.wanted is not Wanted.DOWN and not self.config.command:
+            self._want(Wanted.DRAINED)  # whoever does not run at this moment is drained as soon as it does
             if self.state in ANSWERING:
                 await self._refuse_new(cause)
 
@@ -209,7 +211,7 @@ class Keeper:
                 await self._let_go(self.pid)
             await self._restart(f"its configuration has changed: {', '.join(new.changed)}")
         elif self.pid is not None and self.state in RUNNING and before != new.settings:
-            self._watch(self.pid)  # with the new patience
+            self._watch()
 
     async def _let_go(self, pid: int) -> None:
         """Who holds the next port may be waiting for this one: it is given back before there is a successor."""
@@ -238,13 +240,15 @@ class Keeper:
                 self._blocked(fact, remedy)
             else:  # no successor is no reason to lose what runs
                 self.registry.note(self.name, last_error=fact, remedy=remedy)
+                self._not_replaced = f"could not be replaced, and runs as it was started: {fact}  do: {remedy}"
             return
         self._processes.take(pid, config, time.monotonic())
         self._ceiling.begin()
+        self._not_replaced = None
         fields |= {"last_error": None, "remedy": None, "notice": None, "started_because": cause}
         self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **self._place(), **fields)
         self._mark(self.name, f"started, pid {pid}: {cause}")
-        self._watch(pid)
+        self._watch()
 
     def _blocked(self, fact: str, remedy: str) -> None:
         """The machine does not give what a process needs. That is nobody's crash, and it is looked for often."""
@@ -275,7 +279,7 @@ class Keeper:
         self._step(Event.FORKED, cause, pid=found.pid, uptime=found.started)
         if found.draining:
             self._step(Event.DRAIN, cause)
-        self._watch(found.pid)
+        self._watch()
         if found.fingerprint != fingerprint(self.config) and not found.draining:
             await self._restart("its configuration has changed")
 
@@ -304,14 +308,13 @@ class Keeper:
         is_kept_down = self.settings.restart == "never" or (self.settings.restart == "on_failure" and exit_.code == 0)
         delay = restart.next_delay(self._record, random.random())
         due = None if is_kept_down else time.time() + delay
-        status = self.registry[self.name]
         self._step(
             Event.EXITED,
             cause,
             pid=None,
             uptime=None,
             next_due=due,
-            restarts=status.restarts + (not is_kept_down),
+            restarts=self.registry[self.name].restarts + (not is_kept_down),
             last_exit=ending.last_exit(exit_, cause),
             last_error=cause,
             remedy=f"chorus logs {self.name}",
@@ -332,10 +335,8 @@ class Keeper:
 
     # -- health -----------------------------------------------------------------------------------------------------------
 
-    def _watch(self, pid: int) -> None:
-        assert self.running is not None
-        place = self.running.addresses[0], self.running.port
-        self._watching.begin(self._group, place, pid, self.settings)
+    def _watch(self) -> None:
+        self._watching.begin(self._group, *self._processes.at, self.settings)
 
     async def _heard(self, heard: Heard) -> None:
         if heard.pid != self.pid:
@@ -377,8 +378,8 @@ class Keeper:
         if found.loud:
             self._mark(self.name, found.loud)
             logger.error("%s: %s", self.name, found.loud)
-        if found.notice != self.registry[self.name].notice:
-            self.registry.note(self.name, notice=found.notice)
+        if (notice := found.notice or self._not_replaced) != self.registry[self.name].notice:
+            self.registry.note(self.name, notice=notice)
             self.registry.touch()
         if found.recycle:
             await self._succeed(found.recycle, recycled=self.registry[self.name].recycled + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -104,7 +105,12 @@ class Link:
     async def fork(self, config: SpecialistConfig) -> int:
         """Starts a specialist's process on its port and returns its pid; raises CannotStart."""
         has_copies = bool(self.copies.of(config.name))
-        pending = await self._call(lambda number: calls.Fork(number=number, config=config, has_copies=has_copies))
+        try:
+            pending = await self._call(lambda number: calls.Fork(number=number, config=config, has_copies=has_copies))
+        except CannotStart as error:
+            if error.number != errno.EADDRINUSE:  # a new place may have been bound before that
+                self.copies.drop(config.name)
+            raise
         assert pending.answer is not None
         assert pending.answer.pid is not None
         if pending.sockets:
@@ -133,6 +139,10 @@ class Link:
             return False
         return True
 
+    async def noted(self, pid: int) -> None:
+        """Says that the end of a process is on record, so that no later supervisor is told of it."""
+        await self._call(lambda number: calls.Noted(number=number, pid=pid))
+
     async def policy(self, *, stop_without_supervisor: bool) -> None:
         await self._call(lambda number: calls.Policy(number=number, stop_without_supervisor=stop_without_supervisor))
 
@@ -148,7 +158,13 @@ class Link:
         if isinstance(report, Exited):
             self._on_exit(report)
             return
-        sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(report.listeners)]
+        came = min(report.listeners, len(self._fds))
+        sockets = [socket.socket(fileno=self._fds.popleft()) for _ in range(came)]
+        if came < report.listeners:
+            # We may open no more, so recvmsg(2) left some out. Some are of no use; whoever has none can ask again.
+            logger.error("%d sockets cannot be had: out of descriptors", report.listeners - came)
+            while sockets:
+                sockets.pop().close()
         self._pending.pop(report.number).take(report, sockets)
 
     async def _call(self, make: Callable[[int], calls.AnyCall], sockets: Sequence[socket.socket] = ()) -> _Pending:

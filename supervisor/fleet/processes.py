@@ -60,6 +60,12 @@ class Processes:
         assert self._now is not None
         return self._now.started
 
+    @property
+    def at(self) -> tuple[tuple[str, int], int]:
+        """Where the one that has the place listens, and its pid."""
+        assert self._now is not None
+        return (self._now.running.addresses[0], self._now.running.port), self._now.pid
+
     def take(self, pid: int, running: SpecialistConfig, started: float) -> None:
         """A process has the place, and whoever had it does not any more."""
         self._now = Incumbent(pid, running, started)
@@ -111,9 +117,10 @@ class Processes:
         if hung is None or hung.pid != pid:
             return
         hung.why_killed = why  # also where it ends of being woken
-        await self._link.signal(pid, signal.SIGCONT)
         if not hung.running.command:
             await self._link.signal(pid, signal.SIGUSR2)  # others have no stacks to write and would end of it
+        # A stopped one writes them when it goes on, before anything else: where it was, and before threads run into it.
+        await self._link.signal(pid, signal.SIGCONT)
         await anyio.sleep(STACKS_WITHIN)
         if self._now is hung:
             await self._link.signal(pid, signal.SIGKILL, group=True)

@@ -16,14 +16,21 @@ LONGEST_DELAY = 15.0
 JITTER = 0.2
 FORGIVEN_AFTER = 10.0  # seconds of readiness
 RETRY_FAILED_AFTER = 60.0
+LONGEST_BLOCKED = (
+    1.6  # between tries for what the machine does not give (a port, memory): with the jitter two seconds at most
+)
 
 
 class Record(Struct, frozen=True):
-    """What is remembered of the failures: how many in a row, when the latest were, whether we have given up."""
+    """What is remembered of the failures: how many in a row, when the latest were, whether we have given up.
+
+    `blocked` is how many tries in a row the machine did not allow since the last failure. They are nobody's crash.
+    """
 
     in_a_row: int = 0
     times: tuple[float, ...] = ()
     gave_up: bool = False
+    blocked: int = 0
 
 
 def forgiven(record: Record, ready_for: float) -> Record:
@@ -37,6 +44,16 @@ def failed(record: Record, now: float, intensity: int, period: float) -> Record:
     return Record(record.in_a_row + 1, times, record.gave_up or len(times) > intensity)
 
 
+def blocked(record: Record) -> Record:
+    """The record after one more start that the machine did not allow."""
+    return replace(record, blocked=record.blocked + 1)
+
+
+def blocked_delay(record: Record, chance: float) -> float:
+    """Seconds until what is blocked is tried again: from the first delay, doubling; whoever had failed is not held to it."""
+    return _spread(min(LONGEST_BLOCKED, FIRST_DELAY * 2 ** min(record.blocked - 1, 16)), chance)
+
+
 def next_delay(record: Record, chance: float) -> float:
     """Seconds until the next try; `chance` is a number from 0 to 1."""
     if record.gave_up:
@@ -46,11 +63,6 @@ def next_delay(record: Record, chance: float) -> float:
     # The exponent is bounded before the power is taken: a long night must not make it a large number.
     doublings = min(record.in_a_row - 2, 16)
     return _spread(min(LONGEST_DELAY, FIRST_DELAY * 2**doublings), chance)
-
-
-def given_another_chance(record: Record) -> Record:
-    """The record after an operator asked, or the cause went away: nothing is held against it."""
-    return replace(record, in_a_row=0, times=(), gave_up=False)
 
 
 def _spread(delay: float, chance: float) -> float:

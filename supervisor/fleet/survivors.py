@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -15,15 +16,21 @@ KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
 
 
 async def end(processes: list[Process], grace: float) -> None:
-    """Asks them to end, and ends by force what does not within `grace` seconds. They stop accepting at once."""
+    """Asks them to end, and ends by force what does not within `grace` seconds. They stop accepting at once.
+
+    What they had started is not left without them.
+    """
     _send(processes, signal.SIGTERM)
     _send(processes, signal.SIGCONT)
     with anyio.move_on_after(grace):
         await _gone(processes)
-        return
     _send(processes, signal.SIGKILL)
     with anyio.move_on_after(KILLED_WITHIN):
         await _gone(processes)
+    for process in processes:
+        if pidfiles.ticks_of(process.pid) is None:  # or else the number is somebody's again
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _send(processes: list[Process], number: int) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -44,8 +44,8 @@ async def left_behind(pids: Path, known: set[int]) -> list[Process]:
 
 def listeners_of(process: Process) -> list[socket.socket]:
     """Copies of its listening sockets, which the caller closes. OSError where it is gone or the kernel refuses."""
-    if sys.platform != "linux":
-        raise OSError("sockets can be taken out of a process on Linux only")
+    if not hasattr(os, "pidfd_open"):  # macOS, and interpreters that were built on an old Linux
+        raise OSError("sockets can be taken out of a process only where there is pidfd_open(2)")
     end = os.pidfd_open(process.pid)
     found: list[socket.socket] = []
     try:
@@ -54,7 +54,12 @@ def listeners_of(process: Process) -> list[socket.socket]:
         for number in sorted(map(int, os.listdir(f"/proc/{process.pid}/fd"))):
             if not _path_of(process.pid, number).startswith("socket:"):
                 continue
-            one = socket.socket(fileno=_copied(end, number))
+            try:
+                one = socket.socket(fileno=_copied(end, number))
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    continue  # closed meanwhile: its clients come and go
+                raise
             if _listens_on(one, process.port):
                 found.append(one)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -12,7 +13,7 @@ import anyio
 import psutil
 import pytest
 from keeping import all_ready, ask_health, control, fork_server_of, gone, one, pids, report, until, wait_gone
-from team import Team
+from team import Team, wait_until
 
 from protocol.client import connect
 from protocol.control import Progress, Restart, Shutdown, Start, Stop
@@ -294,3 +295,21 @@ def test_marks_tell_the_story_of_a_specialist(tmp_path: Path) -> None:
     assert re.match(r"started, pid \d+: asked to restart", told[1])
     assert any("it had been replaced" in line for line in told)
     assert any("as asked" in line for line in told)
+
+
+async def test_a_folder_that_a_logout_took_away_does_not_lock_the_operator_out(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        shutil.rmtree(team.env["XDG_RUNTIME_DIR"])
+        await anyio.to_thread.run_sync(
+            lambda: wait_until(lambda: team.run("status").returncode == 0, 10, "the control socket is not made anew")
+        )
+        assert pids(await report(team)) == before
+        # The fork server is not found at its place any more either: the next supervisor does without it.
+        await kill_supervisor(team)
+        shutil.rmtree(team.env["XDG_RUNTIME_DIR"])
+        os.mkdir(team.env["XDG_RUNTIME_DIR"])
+        await up(team)
+        seen = await until(team, all_ready)
+        assert pids(seen) == before
+        assert all(entry.restarts == 0 for entry in seen.specialists)
