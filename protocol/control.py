@@ -1,6 +1,6 @@
 """The control socket's messages: what the command line and the gateway ask of the supervisor.
 
-The framing is the specialists'. Each request is answered by any number of `progress` lines and then exactly one
+The framing is the specialists'. Each request is answered by any number of `progress` lines (and `planned`) and exactly one
 `result`, or one `error`; `watch` goes on until the connection ends. The status shapes are also what
 `chorus status --json` prints and what the registry keeps on disk: fields are only ever added.
 """

@@ -51,6 +51,7 @@ logger = logging.getLogger("chorus.supervisor")
 
 ORDERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # each of them is a `down`
 LOST_WITHIN = 30.0  # seconds in which a few lost fork servers are an accident, and more a reason to try slowly
+LEAST_TENURE = 0.5  # seconds from one fork server to the next: what fails at once will fail at once again
 LOCK_WITHIN = 0.1  # seconds: a command that looks whether the lock is held has it for a moment itself
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -84,6 +85,9 @@ def run(loaded: Loaded, reread: Callable[[], Loaded], *, ready_fd: int | None = 
     lock = _lock(private_folder(loaded.dirs.state))
     private_folder(loaded.dirs.runtime)
     logs = private_folder(loaded.dirs.logs)
+    if launch.is_running(loaded.socket):
+        # The lock is ours, and yet somebody answers here: a supervisor whose state folder was removed under it.
+        raise AlreadyRunning(None)
     # Held back until there is somebody to carry them out: an early Ctrl-C must not leave the fork server behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
     forks = fork_socket(loaded)
@@ -125,10 +129,15 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
         loop.add_signal_handler(signal.SIGCHLD, reaper.reap)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
 
+    lost = restart.Record()
+
     def ready() -> None:
         nonlocal ready_fd
+        if lost.in_a_row:
+            registry.happened("a new fork server takes over")
         if ready_fd is not None:
-            os.write(ready_fd, b"\n")
+            with contextlib.suppress(BrokenPipeError):  # nobody waits any more: `up` was interrupted
+                os.write(ready_fd, b"\n")
             os.close(ready_fd)
             ready_fd = None
         systemd.say("READY=1")
@@ -146,7 +155,6 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                 await Observation(loaded, fleet, systemd).run(configs, ready, resumed=resumed and knew)
             running = {one.name: one.pid for one in before.specialists} if before is not None and resumed else {}
             missing = "no supervisor was running"
-            lost = restart.Record()
             while not fleet.down.is_set():
                 tenure = Tenure(fleet.loaded, fleet, systemd, reaper, copies, leaving)
                 began = time.monotonic()
@@ -155,13 +163,15 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                 except* ForkServerLost as errors:
                     logger.error("%s; starting over with a new one", errors.exceptions[0])
                     registry.happened(f"{errors.exceptions[0]}; starting over with a new one")
-                    lost = restart.forgiven(lost, time.monotonic() - began)
+                    lasted = time.monotonic() - began
+                    lost = restart.forgiven(lost, lasted)
                     lost = restart.failed(lost, time.monotonic(), loaded.settings.supervision.intensity, LOST_WITHIN)
-                    with anyio.move_on_after(restart.LONGEST_DELAY if lost.gave_up else 0.0):
+                    with anyio.move_on_after(
+                        restart.LONGEST_DELAY if lost.gave_up else max(0.0, LEAST_TENURE - lasted)
+                    ):
                         await stop.wait()
                     running = {name: registry[name].pid for name in registry.names}
                     await _start_over(loaded, fleet, forks)
-                    registry.happened("a new fork server takes over")
                 resumed, missing = True, "the fork server was gone"
         await control.tell_the_last()
         house.cancel_scope.cancel()
@@ -178,11 +188,13 @@ async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
         return
     # A process of its own this time: this one has an event loop and threads, which do not survive a fork. It listens
     # when the one that is waited for here has ended.
-    folders = [os.fspath(folder) for folder in (loaded.dirs.logs, loaded.dirs.state)]
-    call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", str(forks), *folders]
+    folders = [loaded.dirs.logs, loaded.dirs.state]
+    call = [sys.executable, "-P", "-m", "supervisor.fleet.launch", *map(os.fspath, (forks, *folders))]
     try:
+        for folder in folders:
+            private_folder(folder)  # somebody may have removed it
         await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
-    except OSError as error:  # no descriptor or no process to be had: nobody will listen there, and it is tried again
+    except OSError as error:  # no descriptor, no process, no place: nobody will listen, and it is tried again
         logger.error("no fork server can be started: %s", error)
 
 

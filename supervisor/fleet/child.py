@@ -61,6 +61,7 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
 
 def redirect_output(path: Path) -> None:
     """Standard output and error to the end of a file: a pipe would kill us when its reader dies."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # somebody may have removed it
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, 0)

@@ -160,11 +160,8 @@ class ForkServer:
                     self._tell(answer, self._listeners.get(call.name, []))
                     return
                 case calls.Fork():
-                    is_new = self._bind(call.config.name, call.config.addresses, call.config.port)
-                    answer = Answered(number=call.number, pid=self._fork(call.config))
-                    if is_new or not call.has_copies:
-                        self._tell(answer, self._listeners[call.config.name])
-                        return
+                    self._start(call)
+                    return
                 case calls.Hold():
                     self._hold(call)
                 case calls.Adopt():
@@ -182,6 +179,18 @@ class ForkServer:
         except OSError as error:
             answer = Answered(number=call.number, errno=error.errno, error=error.strerror or str(error))
         self._tell(answer)
+
+    def _start(self, call: calls.Fork) -> None:
+        name = call.config.name
+        is_new = self._bind(name, call.config.addresses, call.config.port)
+        try:
+            pid = self._fork(call.config)
+        except OSError:
+            if is_new:
+                self._release(name)  # nobody was given copies of this place, so it has to be new the next time too
+            raise
+        sockets = self._listeners[name] if is_new or not call.has_copies else ()
+        self._tell(Answered(number=call.number, pid=pid), sockets)
 
     def _tell(self, report: calls.AnyReport, sockets: Sequence[socket.socket] = ()) -> None:
         if isinstance(report, Exited):

@@ -120,6 +120,11 @@ class Keeper:
         finally:
             self.inbox.close()
 
+    async def _note_end(self, pid: int) -> None:
+        """Nobody else is to be told of an end, as soon as a later supervisor would know of it."""
+        await self.registry.journalled()
+        await self.link.noted(pid)
+
     def dismiss(self) -> None:
         """Ends the keeping of a name that is no more: no process of it lives."""
         self._group.cancel_scope.cancel()
@@ -136,7 +141,7 @@ class Keeper:
                 await self._drain(happening.cause)
             case Exited():
                 await self._exited(happening)
-                self._group.start_soon(self.link.noted, happening.pid)
+                self._group.start_soon(self._note_end, happening.pid)
             case Heard():
                 await self._heard(happening)
             case Due():

@@ -37,8 +37,9 @@ def launch(path: Path, log_dir: Path, state: Path, leave: tuple[int, ...] = ()) 
 
 
 def is_running(path: Path) -> bool:
-    """Whether a fork server listens there."""
+    """Whether somebody listens there. One that is stopped does not count any more when many have called."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # where its backlog is full, a connect would wait for ever
         try:
             probe.connect(os.fspath(path))
         except OSError:

@@ -25,6 +25,7 @@ from supervisor.fleet.copies import Copies
 
 logger = logging.getLogger("chorus.supervisor")
 
+ACCEPTED_WITHIN = 5.0  # seconds in which the backlog of a fork server that goes on has room for one more
 GONE = "the process that holds the specialists' sockets is gone"
 
 
@@ -198,8 +199,9 @@ class Link:
 async def connected(path: Path, on_exit: Callable[[Exited], None], copies: Copies) -> AsyncIterator[Link]:
     """A connection to the fork server that listens at `path`, closed at the end of the block."""
     try:
-        stream = await anyio.connect_unix(os.fspath(path))
+        with anyio.fail_after(ACCEPTED_WITHIN):
+            stream = await anyio.connect_unix(os.fspath(path))
     except OSError as error:
-        raise ForkServerLost(f"no fork server answers at {path} ({error.strerror})") from None
+        raise ForkServerLost(f"no fork server answers at {path} ({error.strerror or 'it does not accept'})") from None
     async with stream:
         yield Link(stream, on_exit, copies)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -68,13 +69,14 @@ def remove(folder: Path, process: Process) -> None:
 
 
 def living(folder: Path) -> list[Process]:
-    """The processes of all files that still live, oldest first. Files of those that do not are removed."""
+    """The processes of all files that still live, oldest first. Files whose process is gone are removed."""
     found = []
     for path in folder.glob("[!.]*"):
         if process := read(path):
             found.append(process)
-        else:
-            path.unlink(missing_ok=True)
+        elif _is_gone(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
     return sorted(found, key=lambda one: one.started)
 
 
@@ -95,11 +97,24 @@ def ticks_of(pid: int) -> int | None:
     return int(fields[STAT_STARTED]) if fields[STAT_STATE] not in (b"Z", b"X") else None
 
 
+@cache
 def boot_id() -> str:
     """Tells this boot from all others; empty where the system has no such thing."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot:
         return boot.read().strip()
     return ""
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether the process of a file, which was not found alive, is gone for sure: to be out of descriptors proves nothing."""
+    try:
+        pid = int(path.suffix[1:])
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return ticks_of(pid) is not None  # and it is not the one of the file
 
 
 def _created(pid: int) -> int | None:

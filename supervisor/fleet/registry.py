@@ -65,6 +65,7 @@ class Registry:
         self._watchers: list[Watcher] = []
         self._dirty = anyio.Event()
         self._pressing = anyio.Event()
+        self._written = anyio.Event()
         self._changed = anyio.Event()
 
     def __getitem__(self, name: str) -> SpecialistStatus:
@@ -218,8 +219,15 @@ class Registry:
                     await self._pressing.wait()
                 self._dirty, self._pressing = anyio.Event(), anyio.Event()
                 self.write()
+                self._written.set()
+                self._written = anyio.Event()
         finally:
             self.write()
+
+    async def journalled(self) -> None:
+        """Returns when what has changed until now was written, or could not be."""
+        if self._dirty.is_set():
+            await self._written.wait()
 
     def write(self) -> None:
         """Writes the journal now. A disk that fails is logged, and the team goes on."""

@@ -38,7 +38,7 @@ async def left_behind(pids: Path, known: set[int]) -> list[Process]:
             await anyio.sleep(LOOK_EVERY)
     found = [one for one in pidfiles.living(pids) if one.pid not in known]
     known = known | {one.pid for one in found}
-    nameless = [process for pid in sorted(_children() - known) if (process := _from_title(pid))]
+    nameless = [process for pid in sorted(_children() - known) if (process := _recognised(pid))]
     return sorted([*found, *nameless], key=lambda one: one.started)
 
 
@@ -112,15 +112,30 @@ def _title(pid: int) -> str:
         return ""
 
 
-def _from_title(pid: int) -> Process | None:
-    """Who says by its title that it is a specialist; its configuration is not known, so it will be replaced."""
-    if not (found := _TITLE.fullmatch(_title(pid))):
+def _recognised(pid: int) -> Process | None:
+    """Who is a specialist by its title, or a program by what it was given; its configuration is not known, so it will be
+    replaced.
+    """
+    if found := _TITLE.fullmatch(_title(pid)):
+        name, port = found.groups()
+    elif (given := _given(pid)).get("LISTEN_PID") == str(pid) and "CHORUS_NAME" in given:
+        name, port = given["CHORUS_NAME"], given["CHORUS_PORT"]
+    else:
         return None
     return Process(
-        name=found[1],
+        name=name,
         pid=pid,
         started=time.time(),
         ticks=pidfiles.ticks_of(pid),
         boot=pidfiles.boot_id(),
-        port=int(found[2]),
+        port=int(port),
     )
+
+
+def _given(pid: int) -> dict[str, str]:
+    """The environment that a program was started with; empty where that may not be seen."""
+    try:
+        said = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return {key: value for key, is_said, value in (one.partition("=") for one in said) if is_said}

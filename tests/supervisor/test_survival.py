@@ -17,10 +17,22 @@ from typing import Self
 import anyio
 import psutil
 import pytest
-from keeping import all_ready, ask_health, control, fork_server_of, gone, one, pids, report, until, wait_gone
+from keeping import (
+    all_ready,
+    ask_health,
+    control,
+    control_path,
+    fork_server_of,
+    gone,
+    one,
+    pids,
+    report,
+    until,
+    wait_gone,
+)
 from team import Team, command, wait_until
 
-from protocol.client import connect
+from protocol.client import connect, connect_control
 from protocol.control import Restart, Start, Stop
 from protocol.messages import Chat, StreamChunk, StreamEnd
 from supervisor.fleet.calls import FORK_SERVER, title
@@ -189,6 +201,63 @@ async def test_when_supervisor_and_fork_server_die_the_next_ones_go_on_with_the_
         seen = await until(team, lambda seen: all_ready(seen) and one(seen, "apollo").pid != before["apollo"])
         assert one(seen, "athena").pid == before["athena"]
         assert len(alive(team, "apollo")) == 1
+
+
+async def test_who_was_to_be_told_that_the_team_is_up_may_be_gone(tmp_path: Path) -> None:
+    team = Team.prepare(tmp_path, roster=ROSTER)
+    read, write = os.pipe()
+    os.close(read)
+    call = command("up", "--foreground", "--ready-fd", str(write))
+    with team, subprocess.Popen(call, env=team.env, cwd=team.home, pass_fds=[write], stderr=subprocess.DEVNULL):
+        os.close(write)
+        await anyio.to_thread.run_sync(lambda: wait_until(lambda: bool(alive(team, "apollo")), WITHIN, "nobody is up"))
+        team.is_up = True
+        assert (await anyio.to_thread.run_sync(team.run, "up")).returncode == 0
+        assert all_ready(await report(team))
+
+
+async def test_a_fork_server_that_nobody_can_reach_any_more_holds_no_port(tmp_path: Path) -> None:
+    """As at the end of a login session: the folder of the sockets is removed, whoever has them open lives on."""
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        server = fork_server_of(team)
+        shutil.rmtree(team.env["XDG_RUNTIME_DIR"])
+        await kill_supervisor(team)
+        await up(team)
+        assert pids(await until(team, all_ready)) == before
+        await gone(server.pid)
+        async with control(team) as operator:
+            assert (await operator.call(Stop(names=["apollo"]))).ok
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", team.port("apollo")), 5)
+
+
+async def test_a_state_folder_that_is_removed_makes_no_second_team(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before, server = pids(await report(team)), fork_server_of(team)
+        socket_path = control_path(team)
+        shutil.rmtree(team.home / ".local/state/chorus")
+        os.kill(before["apollo"] or 0, signal.SIGKILL)
+        second = await anyio.to_thread.run_sync(team.run, "up")
+        assert "already running" in second.stderr
+        async with connect_control(socket_path) as operator:
+            assert (await operator.call(Start(names=["apollo"]))).ok
+        assert len(alive(team, "apollo")) == 1
+        assert alive(team, "athena") == [before["athena"]]
+        assert server.is_running()
+
+
+async def test_who_is_not_in_the_team_any_more_leaves_no_port_open(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        server, apollo = fork_server_of(team), team.pid("apollo")
+        await kill_supervisor(team)
+        server.kill()
+        await gone(server.pid)
+        team.env["CHORUS_ROSTER"] = "athena"
+        await up(team)
+        await gone(apollo)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", team.port("apollo")), 5)
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root and setpriv to be refused")

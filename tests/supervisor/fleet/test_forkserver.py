@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +15,12 @@ import msgspec
 import psutil
 import pytest
 from keeping import fork_server, specialist, wait_gone, wait_reaped
+from msgspec.structs import replace
 from team import free_port
 
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
-from supervisor.fleet import calls
+from supervisor.fleet import calls, pidfiles
 from supervisor.fleet.calls import Answered, Exited, Living
 
 
@@ -164,6 +167,21 @@ def test_another_port_of_the_name_lets_go_of_the_first(tmp_path: Path) -> None:
             answers(before.port)
 
 
+def test_copies_come_after_a_fork_that_failed_too(tmp_path: Path) -> None:
+    """With the copies of another port somebody would wait behind that one for ever."""
+    denied, port = tmp_path / "denied", free_port()
+    deny = "import errno, os\nfork = os.fork\ndef limited():\n"
+    deny += f"    if os.path.exists({str(denied)!r}): raise OSError(errno.EAGAIN, 'no')\n    return fork()\nos.fork = limited\n"
+    config = specialist(tmp_path)
+    with fork_server(tmp_path, deny) as path, supervisor(path) as ours:
+        ours.start(config)
+        denied.touch()
+        moved = calls.Fork(number=ours.next(), config=replace(config, port=port), has_copies=True)
+        assert ours.call(moved).errno == errno.EAGAIN
+        denied.unlink()
+        assert ours.call(replace(moved, number=ours.next())).listeners == 1
+
+
 def test_a_released_port_refuses(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
@@ -228,7 +246,7 @@ def test_the_next_supervisor_is_told_what_lives_and_how(tmp_path: Path) -> None:
     assert [one.draining for one in living.values()] == [False, True]
 
 
-def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path: Path) -> None:
+def test_an_exit_is_told_to_every_supervisor_until_one_has_noted_it(tmp_path: Path) -> None:
     with fork_server(tmp_path) as path:
         with supervisor(path) as first:
             pid = first.start(specialist(tmp_path, role="import time, os; input_ = os.read(0, 1); time.sleep(60)"))
@@ -238,9 +256,12 @@ def test_an_exit_without_a_supervisor_is_told_to_the_next_one_that_asks(tmp_path
             with supervisor(path) as looking:
                 assert [one.pid for one in looking.living.exits] == [pid]
         with supervisor(path) as second:
-            second.call(calls.Ping(number=1))
+            second.call(calls.Ping(number=1))  # and dies before it has made anything of it
         with supervisor(path) as third:
-            assert third.living.exits == []
+            assert [one.pid for one in third.living.exits] == [pid]
+            third.call(calls.Noted(number=1, pid=pid))
+        with supervisor(path) as fourth:
+            assert fourth.living.exits == []
 
 
 def test_an_exit_that_was_told_to_somebody_who_only_looked_is_not_lost(tmp_path: Path) -> None:
@@ -326,6 +347,60 @@ def test_one_that_ignores_term_is_killed_when_its_grace_is_over(tmp_path: Path) 
         os.kill(ours.living.pid, signal.SIGTERM)
         assert ours.ended()
         assert not psutil.pid_exists(pid)
+
+
+def test_who_was_taken_on_has_its_own_grace_when_all_is_ended(tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    slow = f"import signal, time; signal.signal(15, lambda *_: (time.sleep(2.5), open({str(last)!r}, 'w'), exit()))"
+    program = [sys.executable, "-c", f"{slow}; print(flush=True); time.sleep(600)"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
+        ticks = pidfiles.ticks_of(stranger.pid)
+        process = replace(pidfiles.this_process(), name="apollo", pid=stranger.pid, ticks=ticks, grace=5.0)
+        with fork_server(tmp_path) as path, supervisor(path) as ours:
+            assert ours.call(calls.Adopt(number=ours.next(), process=process)).error is None
+            os.kill(ours.living.pid, signal.SIGTERM)
+            assert ours.ended()
+        stranger.kill()
+    assert last.exists()
+
+
+def test_listeners_that_did_not_come_are_refused_and_nothing_falls(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        hold = calls.Hold(number=ours.next(), name="apollo", addresses=["127.0.0.1"], port=config.port, listeners=1)
+        assert ours.call(hold).errno == errno.EMFILE
+        ours.start(config)
+        assert answers(config.port)
+
+
+def test_a_listener_that_was_shut_down_listens_again_for_the_next_process(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    code = "import socket; socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)"
+    program = replace(config, command=[sys.executable, "-c", code])
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.exit_of(ours.start(program))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", config.port), 5)
+        ours.start(config)
+        assert answers(config.port)
+
+
+def test_a_program_has_what_it_is_given_and_no_second_copy(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    code = "import os, sys; print(*(os.readlink(f'/proc/self/fd/{one}') for one in range(3, 32) if os.path.exists("
+    code += f"f'/proc/self/fd/{{one}}') or os.path.islink(f'/proc/self/fd/{{one}}')), file=open({str(said)!r}, 'w'))"
+    config = replace(specialist(tmp_path), command=[sys.executable, "-c", code])
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        with socket.create_server(("127.0.0.1", config.port)) as one:
+            call = calls.Hold(
+                number=ours.next(), name="apollo", addresses=config.addresses, port=config.port, listeners=1
+            )
+            socket.send_fds(ours.link, [calls.line(call)], [one.fileno()])
+            assert ours.answered().error is None
+        ours.exit_of(ours.start(config))
+    assert said.read_text().count("socket:") == 1
 
 
 @pytest.mark.parametrize("stop_without_supervisor", [False, True])

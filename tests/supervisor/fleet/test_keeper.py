@@ -14,15 +14,31 @@ import pytest
 from keeping import SPIN_ON_WINCH, ask_health, fork_server, gone, keeping, specialist
 
 from protocol.client import connect
-from protocol.errors import Busy, Draining, Refused, Unavailable
+from protocol.errors import Busy, Draining, PeerError, Refused, Unavailable
 from protocol.messages import Chat, StreamChunk, StreamEnd
 from supervisor.fleet.calls import Process
 from supervisor.fleet.health import Silent
 from supervisor.fleet.inbox import MOST_COMMANDS, MOST_VERDICTS, Adopted, Command, Heard
 from supervisor.fleet.lifecycle import State, Wanted
+from supervisor.fleet.memory import MIB, YOUNG
 
 QUICK: dict[str, Any] = {"health_period": 0.2, "hung_after": 0.6}
 CRASH = "import os; os._exit(3)"
+LIMIT = 150 * MIB
+SWELL_ON_WINCH = """
+import signal
+signal.signal(signal.SIGWINCH, lambda *_, held=[]: held.append(b"x" * 300_000_000))
+"""
+# fork(2) says no for as long as a file is there.
+FORK_FAILS = """
+import errno, os
+fork = os.fork
+def limited():
+    if os.path.exists({fuse!r}):
+        raise OSError(errno.{number}, os.strerror(errno.{number}))
+    return fork()
+os.fork = limited
+"""
 
 
 def start() -> Command:
@@ -31,6 +47,17 @@ def start() -> Command:
 
 def stop(grace: float | None = None) -> Command:
     return Command("stop", "asked to stop", grace)
+
+
+async def refused(port: int) -> None:
+    """Returns when nobody listens there any more."""
+    while True:
+        try:
+            await ask_health(port)
+        except Refused:
+            return
+        except PeerError:
+            pass  # it was accepted, or was about to be, by one that ends
 
 
 async def ask(port: int, content: str = "hello") -> str:
@@ -432,6 +459,130 @@ async def test_nobody_is_refused_while_it_is_killed_again_and_again(tmp_path: Pa
     assert lost <= 20 * 2
 
 
+# -- the grace of a stop ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_grace_longer_than_its_own_is_honoured(tmp_path: Path) -> None:
+    config = specialist(tmp_path, grace=0.1)
+    with fork_server(tmp_path) as path:
+        async with keeping(path, config, grace=0.1) as [kept]:
+            kept.keeper.tell(start())
+            await kept.new_pid(None)
+            async with connect("127.0.0.1", config.port) as connection:
+                replies = connection.ask(Chat(content="one two three " * 20, stream=True))
+                while not isinstance(await anext(replies), StreamChunk):
+                    pass
+                kept.keeper.tell(stop(grace=30.0))
+                await kept.until_state(State.STOPPING)
+                with anyio.fail_after(5):
+                    await refused(config.port)  # at once, whatever the grace
+                with anyio.fail_after(20):
+                    last = [reply async for reply in replies][-1]
+            assert isinstance(last, StreamEnd)
+            assert last.done_reason == "stop"
+            await kept.until_state(State.STOPPED)
+
+
+@pytest.mark.parametrize(("first", "second", "is_cut"), [(60.0, 0.1, True), (0.5, 60.0, False)])
+async def test_of_two_graces_the_last_one_holds(tmp_path: Path, first: float, second: float, is_cut: bool) -> None:
+    config = specialist(tmp_path, grace=0.2)
+    with fork_server(tmp_path) as path:
+        async with keeping(path, config, grace=0.2) as [kept]:
+            kept.keeper.tell(start())
+            await kept.new_pid(None)
+            async with connect("127.0.0.1", config.port) as connection:
+                replies = connection.ask(Chat(content="one two three " * 20, stream=True))
+                while not isinstance(await anext(replies), StreamChunk):
+                    pass
+                kept.keeper.tell(stop(grace=first))
+                kept.keeper.tell(stop(grace=second))
+                with anyio.fail_after(20):
+                    if is_cut:
+                        with pytest.raises(Draining):
+                            [reply async for reply in replies]
+                    else:
+                        assert isinstance([reply async for reply in replies][-1], StreamEnd)
+            await kept.until_state(State.STOPPED)
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_one_with_too_much_memory_is_replaced_when_it_is_idle_and_that_is_no_failure(tmp_path: Path) -> None:
+    config = specialist(tmp_path, role=SWELL_ON_WINCH)
+    with fork_server(tmp_path) as path:
+        async with keeping(path, config, max_rss_bytes=LIMIT, **QUICK) as [kept]:
+            kept.keeper.tell(start())
+            first = await kept.new_pid(None)
+            kept.keeper._processes._now.started -= YOUNG  # type: ignore[union-attr]
+            async with connect("127.0.0.1", config.port) as connection:
+                replies = connection.ask(Chat(content="one two three " * 20, stream=True))
+                while not isinstance(await anext(replies), StreamChunk):
+                    pass
+                os.kill(first, signal.SIGWINCH)
+                waiting = await kept.until(lambda one: one.notice is not None)
+                assert waiting.pid == first
+                assert waiting.notice is not None
+                assert waiting.notice.endswith("more than 150 MiB: it is replaced as soon as it is idle")
+                last = [reply async for reply in replies][-1]
+            assert isinstance(last, StreamEnd)
+            second = await kept.new_pid(first)
+            await gone(first)
+            assert (await ask_health(config.port)).pid == second
+            seen = kept.status
+    assert (seen.recycled, seen.restarts, seen.attempt) == (1, 0, 0)
+    assert seen.notice is None
+    assert seen.started_because is not None
+    assert seen.started_because.startswith("recycled: ")
+    assert f"started, pid {second}: {seen.started_because}" in (tmp_path / "logs" / "apollo.log").read_text()
+
+
+async def test_a_limit_below_what_a_new_process_has_is_said_once_and_restarts_nobody(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path:
+        async with keeping(path, config, max_rss_bytes=1_048_576, **QUICK) as [kept]:
+            kept.keeper.tell(start())
+            first = await kept.new_pid(None)
+            told = await kept.until(lambda one: one.notice is not None)
+            assert told.pid == first
+            assert told.notice is not None
+            assert "max_rss_bytes is too low for it" in told.notice
+            kept.keeper.tell(Command("restart", "asked"))
+            second = await kept.new_pid(first)
+            told = await kept.until(lambda one: one.notice is not None)
+            assert (told.pid, told.recycled) == (second, 0)
+    assert (tmp_path / "logs" / "apollo.log").read_text().count("max_rss_bytes is too low") == 1
+
+
+# -- what the machine does not give -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "fact"), [("EAGAIN", "as many run as may"), ("ENOMEM", "memory is used up")])
+async def test_when_fork_fails_it_says_why_and_starts_as_soon_as_it_can(tmp_path: Path, number: str, fact: str) -> None:
+    fuse = tmp_path / "fuse"
+    with fork_server(tmp_path, FORK_FAILS.format(fuse=str(fuse), number=number)) as path:
+        async with keeping(path, specialist(tmp_path)) as [kept]:
+            fuse.touch()
+            kept.keeper.tell(start())
+            blocked = await kept.until(lambda one: one.state == "backing_off" and kept.keeper._record.blocked > 2)
+            assert blocked.last_error is not None
+            assert fact in blocked.last_error
+            assert blocked.remedy is not None
+            assert "under systemd" in blocked.remedy
+            fuse.unlink()
+            first = await kept.new_pid(None, within=4.0)
+            assert (kept.status.restarts, kept.status.last_error) == (0, None)
+            fuse.touch()
+            again = Command("restart", "asked")
+            kept.keeper.tell(again)
+            await again.taken.wait()
+            assert kept.status.pid == first  # no successor is no reason to lose what runs
+            os.kill(first, signal.SIGKILL)
+            await kept.until(lambda one: one.state == "backing_off" and kept.keeper._record.blocked > 1)
+            fuse.unlink()
+            await kept.new_pid(first, within=4.0)
+
+
 # -- ports --------------------------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +673,6 @@ async def test_of_two_with_one_name_the_newer_stays(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path:
         async with keeping(path, config) as [kept]:
-            await kept.link.bind(config.name, config.addresses, config.port)
             old, new = [await kept.link.fork(config) for _ in range(2)]
         async with keeping(path, config) as [kept]:
             assert await kept.new_pid(None) == new

@@ -13,7 +13,7 @@ import anyio.abc
 import pytest
 
 from supervisor.errors import CannotStart, ForkServerLost
-from supervisor.fleet import calls
+from supervisor.fleet import calls, launch
 from supervisor.fleet.calls import Answered, Exited, Living
 from supervisor.fleet.copies import Copies
 from supervisor.fleet.link import Link, connected
@@ -62,6 +62,17 @@ async def test_nobody_there_is_a_lost_fork_server(tmp_path: Path) -> None:
     with pytest.raises(ForkServerLost, match="no fork server answers"):
         async with connected(tmp_path / "none", lambda _: None, Copies()):
             pass
+
+
+def test_a_fork_server_that_is_stopped_holds_nobody_up() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ct-"))
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(os.fspath(folder / "f"))
+        stopped.listen(1)
+        assert launch.is_running(folder / "f")
+        while launch.is_running(folder / "f"):
+            pass
+    shutil.rmtree(folder)
 
 
 async def test_the_link_has_started_when_it_knows_what_lives() -> None:
@@ -152,6 +163,25 @@ async def test_answers_out_of_order_find_their_calls() -> None:
         while not refused:
             await anyio.lowlevel.checkpoint()
         assert refused == [98]
+        group.cancel_scope.cancel()
+
+
+async def test_sockets_that_cannot_be_had_are_missing_and_nothing_falls(tmp_path: Path) -> None:
+    from keeping import specialist
+
+    async with linked(LIVING) as (link, scripted), anyio.create_task_group() as group:
+        await group.start(link.run)
+
+        async def answer() -> None:
+            call = await scripted.hear()
+            with socket.socket() as one:
+                said = calls.line(Answered(number=call.number, pid=7, listeners=2))
+                socket.send_fds(scripted.stream, [said], [one.fileno()])
+
+        group.start_soon(answer)
+        config = specialist(tmp_path)
+        assert await link.fork(config) == 7
+        assert link.copies.of(config.name) == []
         group.cancel_scope.cancel()
 
 

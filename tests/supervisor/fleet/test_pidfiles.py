@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 from keeping import wait_gone
+from team import ROOT
 
 from supervisor.fleet import pidfiles
 from supervisor.fleet.calls import Process
@@ -56,6 +58,15 @@ def test_a_file_that_knows_more_is_not_overwritten_by_the_newborn(tmp_path: Path
 def test_half_a_file_is_nobody(tmp_path: Path) -> None:
     (tmp_path / f"apollo.{os.getpid()}").write_text('{"name": "apo')
     assert pidfiles.living(tmp_path) == []
+
+
+def test_no_file_is_removed_for_want_of_descriptors(tmp_path: Path, ours: Process) -> None:
+    pidfiles.create(tmp_path, ours)
+    code = "import resource, sys; from pathlib import Path; from supervisor.fleet import pidfiles; folder = Path(sys.argv[1]);"
+    code += "paths = list(folder.iterdir()); folder = type('F', (), {'glob': lambda *_: paths})();"
+    code += "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); pidfiles.living(folder)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+    assert pidfiles.living(tmp_path) == [ours]
 
 
 def test_a_folder_that_is_not_there_has_nobody(tmp_path: Path) -> None:

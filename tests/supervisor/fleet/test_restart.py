@@ -4,11 +4,13 @@ import pytest
 
 from supervisor.fleet.restart import (
     FORGIVEN_AFTER,
+    LONGEST_BLOCKED,
     RETRY_FAILED_AFTER,
     Record,
+    blocked,
+    blocked_delay,
     failed,
     forgiven,
-    given_another_chance,
     next_delay,
 )
 
@@ -95,5 +97,15 @@ def test_less_than_ten_seconds_forgive_nothing() -> None:
     assert forgiven(record, FORGIVEN_AFTER - 0.001) == record
 
 
-def test_another_chance_holds_nothing_against_it() -> None:
-    assert given_another_chance(after(6, intensity=INTENSITY)) == Record()
+def test_what_is_blocked_is_tried_often_and_is_no_failure() -> None:
+    record = after(2)
+    delays = []
+    for _ in range(8):
+        record = blocked(record)
+        delays.append(blocked_delay(record, 0.5))
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, LONGEST_BLOCKED, LONGEST_BLOCKED, LONGEST_BLOCKED])
+    assert (record.in_a_row, record.times) == (2, after(2).times)
+
+
+def test_blocked_tries_are_forgotten_with_the_next_failure() -> None:
+    assert failed(blocked(blocked(Record())), 0.0, INTENSITY, PERIOD) == after(1)

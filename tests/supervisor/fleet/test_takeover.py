@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
@@ -50,9 +52,25 @@ def test_the_listening_socket_of_its_port_is_taken_and_nothing_else() -> None:
 
 
 def test_nothing_is_taken_of_a_stranger_with_the_same_number() -> None:
-    with listener() as process, pytest.raises(ProcessLookupError):
+    with listener() as process:
         assert process.ticks is not None
-        takeover.listeners_of(msgspec.structs.replace(process, ticks=process.ticks - 1))
+        stranger = msgspec.structs.replace(process, ticks=process.ticks - 1)
+        with pytest.raises(ProcessLookupError):
+            takeover.listeners_of(stranger)
+
+
+async def test_a_program_without_a_file_is_known_by_what_it_was_given(tmp_path: Path) -> None:
+    given = "LISTEN_PID=$$ CHORUS_NAME=apollo CHORUS_PORT=4711 exec sleep 600"
+    other = "LISTEN_PID=1 CHORUS_NAME=athena CHORUS_PORT=4712 exec sleep 600"
+    with subprocess.Popen(["sh", "-c", given]) as program, subprocess.Popen(["sh", "-c", other]) as another:
+        try:
+            with anyio.fail_after(5):
+                while not (found := await takeover.left_behind(tmp_path, set())):
+                    pass
+        finally:
+            program.kill()
+            another.kill()
+    assert [(one.name, one.pid, one.port) for one in found] == [("apollo", program.pid, 4711)]
 
 
 def test_copies_that_are_replaced_are_closed_and_the_same_ones_are_not() -> None:
