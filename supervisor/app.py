@@ -97,10 +97,10 @@ def run(loaded: Loaded, reread: Callable[[], Loaded], *, ready_fd: int | None = 
         gc.collect()
         gc.freeze()
         launch.launch(forks, logs, loaded.dirs.state, (lock, *([] if ready_fd is None else [ready_fd])))
-        (loaded.dirs.state / "forkserver").write_text(f"{forks}\n")
+        _record(loaded.dirs.state / "forkserver", f"{forks}\n")
     descriptors.make_room()
     start_logging("supervisor", None if to_stderr else logs, os.environ)
-    (loaded.dirs.state / "socket").write_text(f"{loaded.socket}\n")
+    _record(loaded.dirs.state / "socket", f"{loaded.socket}\n")
     if sys.platform == "linux" and not delegates:
         # Should the fork server die, its children become ours and not init's: we hear of their ends.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -230,6 +230,16 @@ def _backend(loaded: Loaded, before: StatusReport | None) -> BackendStatus:
     return BackendStatus(loaded.settings.backend.kind, loaded.url, "down", None, loaded.settings.backend.model)
 
 
+def _record(path: Path, text: str) -> None:
+    """Writes where others find us. On a full disk what was there stays: mostly it says the same."""
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    except OSError as error:
+        logger.error("cannot write %s: %s", path, error)
+
+
 def lock_holder(loaded: Loaded) -> int | None:
     """The supervisor that holds the state folder, as its lock says; only of use while the lock is held."""
     try:
@@ -254,6 +264,8 @@ def _lock(state: Path) -> int:
             held_by = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             raise AlreadyRunning(int(held_by) if held_by.isdigit() else None) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    said = f"{os.getpid()}\n".encode()
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without it
+        os.pwrite(descriptor, said, 0)
+        os.ftruncate(descriptor, len(said))
     return descriptor

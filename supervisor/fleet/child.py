@@ -5,6 +5,7 @@ Such a program finds its listening sockets as sd_listen_fds(3) describes, speaks
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -42,7 +43,7 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
         try:
             pidfiles.create(pids, born)
         except OSError as error:  # a full disk; as long as there is a supervisor, it finds us as its own child
-            print(f"cannot write to {pids}: {error}", file=sys.stderr)  # noqa: T201
+            complain(f"cannot write to {pids}: {error}")
         if config.command:
             code = CANNOT_EXECUTE
             descriptors.as_usual()
@@ -54,8 +55,9 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
     except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
 
 
@@ -71,6 +73,12 @@ def redirect_output(path: Path) -> None:
     os.close(out)
 
 
+def complain(text: str) -> None:
+    """A line on standard error. On a full disk it is lost, and nothing with it: no buffer holds it for a later write."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
 def execute(config: SpecialistConfig, command: list[str], listeners: list[socket.socket]) -> None:
     """Becomes another program; returns where that cannot be, having said why."""
     aside = [fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) for listener in listeners]
@@ -83,7 +91,7 @@ def execute(config: SpecialistConfig, command: list[str], listeners: list[socket
             os.chdir(config.command_dir)
         os.execvpe(command[0], command, _environment(config, len(listeners), os.environ))  # noqa: S606
     except OSError as error:
-        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        complain(f"cannot start {command[0]}: {error.strerror}")
 
 
 def _environment(config: SpecialistConfig, sockets: int, environ: Mapping[str, str]) -> dict[str, str]:

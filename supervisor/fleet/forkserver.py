@@ -31,7 +31,7 @@ from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig
 from supervisor.fleet import calls, descriptors, pidfiles
 from supervisor.fleet.calls import Answered, Exited, Living, Process
-from supervisor.fleet.child import become, redirect_output
+from supervisor.fleet.child import become, complain, redirect_output
 from supervisor.places import private_folder
 
 REMEMBERED_EXITS = 1000  # that no supervisor has noted
@@ -98,7 +98,7 @@ class ForkServer:
             supervisor = self._listening.accept()[0]
         except OSError as error:
             # Out of descriptors, or gone before it was met: it comes again.
-            print(f"a supervisor could not be met: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            complain(f"a supervisor could not be met: {error}")
             time.sleep(RETRY_AFTER)
             return
         supervisor.settimeout(TOLD_WITHIN)
@@ -129,7 +129,7 @@ class ForkServer:
                 call = calls.decode_call(line)
             except msgspec.MsgspecError as error:
                 # A supervisor of another version. It is refused; what lives must not fall with it.
-                print(f"a call cannot be read: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                complain(f"a call cannot be read: {error}")
                 self._hang_up()
                 return
             self._obey(call)
@@ -326,7 +326,7 @@ class ForkServer:
         try:
             pidfiles.replace(self._pids, process)
         except OSError as error:
-            print(f"cannot write to {self._pids}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            complain(f"cannot write to {self._pids}: {error}")
 
     def _send(self, pid: int, number: int, *, group: bool = False) -> None:
         """Signals a process of ours. One that has not been reaped keeps its number, so nobody else can be hit."""
@@ -418,7 +418,10 @@ def main(listening: socket.socket, log_dir: Path, state: Path) -> NoReturn:
     os.setsid()  # Ctrl-C in the supervisor's terminal is not ours
     setproctitle(calls.FORK_SERVER)
     redirect_output(log_dir / "forkserver.out")
-    pidfiles.write(state / pidfiles.FORK_SERVER, pidfiles.this_process())
+    try:
+        pidfiles.write(state / pidfiles.FORK_SERVER, pidfiles.this_process())
+    except OSError as error:
+        complain(f"cannot write to {state}: {error}")
     descriptors.make_room()
     for name in PRELOADED:
         importlib.import_module(name)

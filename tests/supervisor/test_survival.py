@@ -208,12 +208,14 @@ async def test_who_was_to_be_told_that_the_team_is_up_may_be_gone(tmp_path: Path
     read, write = os.pipe()
     os.close(read)
     call = command("up", "--foreground", "--ready-fd", str(write))
-    with team, subprocess.Popen(call, env=team.env, cwd=team.home, pass_fds=[write], stderr=subprocess.DEVNULL):
+    how = {"env": team.env, "cwd": team.home, "pass_fds": [write], "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(call, **how) as supervisor, team:
         os.close(write)
         await anyio.to_thread.run_sync(lambda: wait_until(lambda: bool(alive(team, "apollo")), WITHIN, "nobody is up"))
         team.is_up = True
         assert (await anyio.to_thread.run_sync(team.run, "up")).returncode == 0
-        assert all_ready(await report(team))
+        seen = await until(team, all_ready)
+        assert seen.supervisor.pid == supervisor.pid
 
 
 async def test_a_fork_server_that_nobody_can_reach_any_more_holds_no_port(tmp_path: Path) -> None:

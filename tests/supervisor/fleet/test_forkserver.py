@@ -182,6 +182,16 @@ def test_copies_come_after_a_fork_that_failed_too(tmp_path: Path) -> None:
         assert ours.call(replace(moved, number=ours.next())).listeners == 1
 
 
+def test_a_disk_that_takes_nothing_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+    config = specialist(tmp_path)
+    with fork_server(tmp_path, full) as path, supervisor(path) as ours:
+        pid = ours.start(config)
+        assert answers(config.port)
+        assert ours.signal(pid, signal.SIGTERM).error is None
+        assert ours.exit_of(pid).code == 0
+
+
 def test_a_released_port_refuses(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
