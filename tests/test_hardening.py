@@ -107,7 +107,7 @@ def test_the_machines_team_works_in_its_sandbox_for_the_members_of_its_group(sys
     system_manager.systemctl("start", unit)
     assert "as it would be written now" in machine.chorus("service", "show", "--system")
     machine.chorus("service", "uninstall", "--system")
-    assert not system_manager.pids(unit)
+    wait_until(lambda: not system_manager.pids(unit), WITHIN, "a process was left")
     assert system_manager.run("test", "-e", "/etc/systemd/system/chorus.service").returncode
     assert not system_manager.run("test", "-e", "/var/lib/chorus/registry.json").returncode
 
@@ -132,7 +132,7 @@ def test_the_machines_team_can_be_systemds_to_restart(system_manager: SystemMana
     machine.chorus("start", "apollo")
     assert system_manager.main_pid("specialist@apollo.service")
     machine.chorus("service", "uninstall", "--system")
-    assert not system_manager.pids("specialist@apollo.service")
+    wait_until(lambda: not system_manager.pids("specialist@apollo.service"), WITHIN, "a process was left")
 
 
 def test_only_root_changes_the_machines_units(system_manager: SystemManager) -> None:

@@ -100,8 +100,7 @@ def _need_root(what: Installation, words: str) -> None:
 
 
 def _need_ports(what: Installation) -> None:
-    from supervisor.app import fork_socket
-    from supervisor.fleet import launch
+    from supervisor.fleet import pidfiles
     from supervisor.fleet.owner import describe
 
     for one in team(what.loaded):
@@ -109,7 +108,7 @@ def _need_ports(what: Installation) -> None:
             for listener in listen.bind(one.addresses, one.port):
                 listener.close()
         except OSError:
-            if launch.is_running(fork_socket(what.loaded)):
+            if pidfiles.read(what.loaded.dirs.state / pidfiles.FORK_SERVER):
                 return  # what a supervisor of this very team has left, which the next one takes over
             if what.systemd.state(f"specialist@{one.name}.socket").get("ActiveState") == "active":
                 continue
