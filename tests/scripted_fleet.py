@@ -106,7 +106,14 @@ class ScriptedLink:
         self.tell(Exited(name=self.name, pid=pid, code=code, signal=number, at=time.time(), asked=process.is_asked))
 
     async def watch(
-        self, host: str, port: int, pid: int, period: float, hung_after: float, report: Callable[[Verdict], None]
+        self,
+        host: str,
+        port: int,
+        pid: int,
+        period: float,
+        hung_after: float,
+        is_waited_for: Callable[[], bool],
+        report: Callable[[Verdict], None],
     ) -> None:
         """Stands in for `health.watch`: the same verdicts at the same moments, without a socket."""
         heard = time.monotonic()

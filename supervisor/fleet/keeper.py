@@ -68,7 +68,9 @@ class Keeper:
         self._ceiling = Ceiling()
         self._not_replaced: str | None = None  # why there is no successor that was asked for
         self._processes = Processes(config.name, link, mark)
-        self._watching = Watching(lambda pid, verdict: self.tell(Heard(pid, verdict)))
+        self._watching = Watching(
+            lambda pid, verdict: self.tell(Heard(pid, verdict)), lambda: link.copies.is_waited_for(config.name)
+        )
         self._pause = Pause(config.name, config.ai_id, link, lambda number: self.tell(Due(number)))
 
     @property

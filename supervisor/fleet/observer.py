@@ -62,7 +62,10 @@ class Observer:
         self._why_killed: str | None = None
         self._lookout = Lookout(config.name, systemd, lambda unit, orders: self.tell(Seen(unit, orders)))
         self._why_next = "was running before this supervisor"
-        self._watching = health.Watching(lambda pid, verdict: self.tell(Heard(pid, verdict)))
+        self._watching = health.Watching(
+            lambda pid, verdict: self.tell(Heard(pid, verdict)),
+            lambda: False,  # the sockets are systemd's
+        )
 
     @property
     def _remedy(self) -> str:

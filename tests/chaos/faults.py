@@ -19,20 +19,17 @@ from chaos.stage import Stage
 QUICKLY = 1.0
 MACHINE_LATE = 1.0
 STACKS = 0.5
-KNOCKS = 3  # rounds of health questions on one connection, before the next one comes through the door
 GONE_WITHIN = 5.0
 
 Recovery = float | None
 
 
 def hung_within(stage: Stage) -> float:
-    """Seconds until a process that does not answer any more has been replaced: 8, and the restart, by default."""
+    """Seconds until a process that does not answer any more has been replaced: 8, and the restart, by default.
+
+    Also one that answers old connections and takes no new ones, since somebody waits at its door.
+    """
     return stage.settings.hung_after + stage.settings.health_period + STACKS + MACHINE_LATE
-
-
-def deaf_within(stage: Stage) -> float:
-    """The same for one that answers old connections and takes no new ones."""
-    return hung_within(stage) + KNOCKS * stage.settings.health_period
 
 
 async def _die(
@@ -141,8 +138,8 @@ async def blocked(stage: Stage, fault: Fault) -> Recovery:
 
 
 async def deaf(stage: Stage, fault: Fault) -> Recovery:
-    return await _hangs_by_order(stage, fault, "deaf", deaf_within(stage))
+    return await _hangs_by_order(stage, fault, "deaf", hung_within(stage))
 
 
 async def out_of_descriptors(stage: Stage, fault: Fault) -> Recovery:
-    return await _hangs_by_order(stage, fault, "descriptors", deaf_within(stage))
+    return await _hangs_by_order(stage, fault, "descriptors", hung_within(stage))

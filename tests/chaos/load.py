@@ -18,9 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
-ANSWER_WITHIN = (
-    20.0  # seconds; the longest way: 6 s until a new question knocks, 6 s of silence, a restart, a busy machine
-)
+ANSWER_WITHIN = 15.0  # seconds; the longest way: 2 s until it is looked for, 6 s of silence, a restart, a busy machine
 HONEST = frozenset({"unavailable", "draining"})
 AFTER_REFUSAL = 0.5  # seconds: whoever is told to come again later does
 KINDS = ("one question", "stream", "half-closing", "kept")
