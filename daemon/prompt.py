@@ -1,8 +1,8 @@
 """The text shown to the model. Pure.
 
 Order keeps the fixed part first, so that the model server's prompt cache is reused from one question to the next:
-persona, earlier turns byte for byte as they were, and only then what changes. What a colleague said is quoted as data
-inside the user's turn, never in the system prompt.
+persona, the caller's own system messages, earlier turns byte for byte as they were, and only then what changes. What a
+colleague said is quoted as data inside the user's turn, never in the system prompt.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ def user_turn(context: Context, content: str) -> str:
         parts.append(f"{author} answered before you:\n{_quoted(previous)}")
     parts.append(content)
     return "\n\n".join(part for part in parts if part)
+
+
+def beside(persona: str, turns: list[Turn]) -> tuple[str, list[Turn]]:
+    """The system prompt, and the turns without those that went into it.
+
+    A caller's own system messages stand behind the persona, in their order. Further down many chat templates would drop them or
+    refuse them; and there they would be among what is left out when a conversation grows too long.
+    """
+    said = [turn.content for turn in turns if turn.role == "system" and turn.content.strip()]
+    return "\n\n".join(part for part in (persona, *said) if part), [turn for turn in turns if turn.role != "system"]
 
 
 def _quoted(text: str) -> str:

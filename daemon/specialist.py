@@ -17,7 +17,7 @@ import msgspec
 
 from daemon.answer import Answer, Listener, shortened, size_of
 from daemon.backends import Backend, Finish, Piece, Prompt, Step, Waiting
-from daemon.prompt import TokenRatio, fitting, user_turn
+from daemon.prompt import TokenRatio, beside, fitting, user_turn
 from daemon.sessions import Said, Sessions
 from daemon.vitals import Lag, resident_bytes
 from protocol import __version__
@@ -203,19 +203,19 @@ class Specialist:
         options = chat.merged_options()
         if options.model is None and self.config.model is not None:
             options = msgspec.structs.replace(options, model=self.config.model)
-        turns = await self._earlier_turns(answer)
+        system, turns = beside(self.config.persona, await self._earlier_turns(answer))
         asked = Turn("user", user_turn(context, chat.text))
         window = self.backend.context_length
         if window is not None:
             # The answer's share is reserved inside the window, or generation would push the prompt out of it.
             reserve = min(options.max_tokens or self.config.limits.answer_tokens, int(window * SMALLEST_PROMPT_SHARE))
             options = msgspec.structs.replace(options, max_tokens=options.max_tokens or reserve)
-            fixed = self.config.persona + asked.content
+            fixed = system + asked.content
             kept = fitting(turns, fixed, window - reserve, self._ratio.value)
             if len(kept) < len(turns):
                 await self._cut(answer, len(turns) - len(kept), len(kept), window)
             turns = kept
-        return Prompt(self.config.persona, [*turns, asked], options)
+        return Prompt(system, [*turns, asked], options)
 
     async def _earlier_turns(self, answer: Answer) -> list[Turn]:
         """What the caller says was said before, or what we remember of the session."""

@@ -56,6 +56,21 @@ async def test_the_context_comes_back_with_ours_added(tmp_path: Path, sent: Json
     assert {key: context[key] for key in back} == back
 
 
+async def test_the_callers_system_messages_stand_beside_the_persona_and_are_never_cut(tmp_path: Path) -> None:
+    backend = ScriptedBackend("x")
+    backend.context_length = 1000
+    said = [
+        {"role": "system", "content": "Be brief."},
+        *({"role": role, "content": "y" * 600} for role in ("user", "assistant") * 4),
+        {"role": "system", "content": "Speak French."},
+    ]
+    reply = await asked(tmp_path, backend, {"content": "now", "history": said})
+    [prompt] = backend.prompts
+    assert prompt.system == "You are Apollo.\n\nBe brief.\n\nSpeak French."
+    assert reply["notices"]
+    assert {turn.role for turn in prompt.turns} == {"user", "assistant"}
+
+
 async def test_a_previous_answer_may_stand_without_a_question(tmp_path: Path) -> None:
     reply = await asked(tmp_path, ScriptedBackend("x"), {"content": "", "context": {"previous_response": "y"}})
     assert reply["content"] == "x"
