@@ -217,6 +217,10 @@ class ModelServer:
     def use(self, script: Script) -> None:
         self._lookalike.script = script
 
+    def let_go(self) -> None:
+        """Lets those go on that the script holds."""
+        self._loop.call_soon_threadsafe(self._lookalike.let_go)
+
     def wait_asked(self, count: int = 1, within: float = 10.0) -> None:
         """Waits until so many questions have come."""
         wait_until(lambda: len(self.asked) >= count, within, "the model server was not asked")

@@ -16,8 +16,8 @@ from supervisor.cli.exits import Exit, Failure, not_running
 from supervisor.config import Loaded
 
 if TYPE_CHECKING:
-    from supervisor.cli.whom import Colleagues, Place
-    from supervisor.team.events import Entry
+    from supervisor.cli.whom import Colleagues
+    from supervisor.team.chat import Member
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -58,31 +58,37 @@ def team_command(
 
     from supervisor.cli.saved import Saved
     from supervisor.cli.teamchat import TeamChat
-    from supervisor.team.chat import TeamQuestion
+    from supervisor.team.chat import Moderation, TeamQuestion
 
     loaded = settings_of(ctx)
     chosen = [word.strip() for word in only.split(",") if word.strip()] if only is not None else None
     anyio.run(_check, loaded, chosen, synthesize)  # before anybody types a long question into nowhere
     text, from_stdin = split_words(words)
     content = question_of(None, text, from_stdin=from_stdin, no_stdin=no_stdin, example="chorus team")
-    question = TeamQuestion(content=content, timeout=timeout, deadline=deadline)
 
     async def run() -> int:
         from supervisor.cli.whom import colleagues
 
         everybody = await colleagues(loaded)
-        places, absent = await _members(everybody, chosen)
+        moderator = everybody.named(synthesize) if synthesize else None
+        there = await _there(everybody, [*everybody.roster, *([moderator] if moderator else [])])
+        members = _members(everybody, chosen, there)
+        question = TeamQuestion(
+            content=content,
+            timeout=timeout,
+            deadline=deadline,
+            moderation=Moderation("synthesis", _member(everybody, moderator, there)) if moderator else None,
+        )
         chat = TeamChat(
             everybody,
-            places,
-            absent,
+            members,
             question,
-            view="json" if as_json else _view(view, len(places) + len(absent)),
+            view="json" if as_json else _view(view, len(members)),
             over_ssh="SSH_CONNECTION" in invocation(ctx).environ,
             saved=Saved(save) if save else None,
             saved_as_json=save is not None and save.suffix in JSON_SUFFIXES,
         )
-        return await chat.run(synthesize)
+        return await chat.run()
 
     return anyio.run(run)
 
@@ -100,49 +106,45 @@ async def _check(loaded: Loaded, only: list[str] | None, synthesize: str | None)
         everybody.named(name)
 
 
-async def _members(everybody: Colleagues, only: list[str] | None) -> tuple[list[Place], list[Entry]]:
-    """Whom to ask, and an entry for each that should be there and is not. Failure where nobody is there at all."""
+async def _there(everybody: Colleagues, names: list[str]) -> set[str]:
+    """Who of these answers, as the supervisor says, or as their ports do."""
     from supervisor.cli.whom import ANSWERING
 
-    names = list(dict.fromkeys(everybody.named(name) for name in only)) if only is not None else everybody.roster
+    if everybody.report is not None:
+        return {one.name for one in everybody.report.specialists if one.state in ANSWERING}
+    return {place.name for place in await everybody.alone(names)}
+
+
+def _members(everybody: Colleagues, only: list[str] | None, there: set[str]) -> list[Member]:
+    """Whom to ask, and with their trouble those that should be there and are not. Failure where nobody is there at all."""
+
+    def is_missed(name: str) -> bool:
+        status = everybody.status(name)
+        return only is not None or (status is not None and status.wanted == "up")
+
+    names = dict.fromkeys(everybody.named(name) for name in only) if only is not None else everybody.roster
+    members = [_member(everybody, name, there) for name in names if name in there or is_missed(name)]
+    if not members:
+        raise not_running("no specialist is running")
     if everybody.report is None:
         from supervisor.cli.stream import tell
 
-        places = await everybody.alone(names)
-        if not places:
+        if all(member.trouble for member in members):
             raise not_running()
         tell("the supervisor is not running; asking those who answer on their ports  do: chorus up")
-        there = {place.name for place in places}
-        return places, [_absent(everybody, name) for name in names if name not in there and only is not None]
-    places, absent = [], []
-    for name in names:
-        status = everybody.status(name)
-        if status is not None and status.state in ANSWERING:
-            places.append(everybody.place(name))
-        elif only is not None or (status is not None and status.wanted == "up"):
-            absent.append(_absent(everybody, name))
-    if not places and not absent:
-        raise not_running("no specialist is running")
-    return places, absent
+    return sorted(members, key=lambda member: everybody.place(member.name).position)
 
 
-def _absent(everybody: Colleagues, name: str) -> Entry:
-    import time
+def _member(everybody: Colleagues, name: str, there: set[str]) -> Member:
+    from supervisor.team.chat import Member
+    from supervisor.team.events import Trouble
 
-    from protocol import names
-    from supervisor.team.events import Entry, Trouble
-
+    place = everybody.place(name)
+    if name in there:
+        return Member(name, place.host, place.port)
     failure = everybody.unreachable(name)
     sentence = failure.sentence + (f"  do: {failure.remedy}" if failure.remedy else "")
-    return Entry(
-        name=name,
-        specialist_id=names.specialist_id(name),
-        socket_id=names.ai_id(name),
-        content="",
-        timestamp=time.time(),
-        elapsed=0.0,
-        error=Trouble("unavailable", sentence),
-    )
+    return Member(name, place.host, place.port, trouble=Trouble("unavailable", sentence))
 
 
 def _view(asked_for: str, count: int) -> str:

@@ -3,6 +3,9 @@
 Nobody's trouble is anybody else's: one that fails is one entry that failed, and what it had said is kept. The clock of
 `timeout` is one of silence. It stands still while the model server says that it is loading the model, and, before a
 specialist's first token, while a colleague is being given tokens by the same model: then it is only queueing behind it.
+
+When everybody has ended, one of them may be asked to make something of the answers. What arrived is told whatever becomes of
+that.
 """
 
 from __future__ import annotations
@@ -17,32 +20,53 @@ from typing import Any
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol import names
 from protocol.client import connect
 from protocol.errors import PeerError, ProtocolError
-from protocol.messages import (
-    AnyReply,
-    Chat,
-    ChatResponse,
-    Options,
-    StreamChunk,
-    StreamEnd,
-    StreamStart,
-    StreamStatus,
+from protocol.messages import AnyReply, Chat, ChatResponse, Options, StreamChunk, StreamStart, StreamStatus, Turn
+from supervisor.team.events import (
+    AnyEvent,
+    Asked,
+    Consensus,
+    Entry,
+    Finished,
+    Moderating,
+    ModerationPhase,
+    Status,
+    Token,
+    Trouble,
 )
-from supervisor.team.events import AnyEvent, Asked, Entry, Finished, Status, Token, Trouble
+from supervisor.team.moderation import moderating
 
 SILENCE = 10.0  # seconds, where the question does not say
+MODERATOR_SILENCE = 60.0  # at least: it reads everything that was said before its first token
 BACKLOG = 4096  # events a reader may be behind; then the team waits for it, and its tokens wait in the sockets
 
 
 class Member(Struct, frozen=True):
-    """Somebody to ask."""
+    """Somebody to ask. `spelling` is the caller's, "" where there is none.
+
+    With a `trouble` it is known not to answer: it takes part as an entry that failed.
+    """
 
     name: str
     host: str
     port: int
+    spelling: str = ""
+    trouble: Trouble | None = None
+
+    @property
+    def specialist_id(self) -> str:
+        return self.spelling or names.specialist_id(self.name)
+
+
+class Moderation(Struct, frozen=True):
+    """What is to be made of the answers, and by whom."""
+
+    phase: ModerationPhase
+    by: Member
 
 
 class TeamQuestion(Struct, frozen=True, kw_only=True):
@@ -52,14 +76,18 @@ class TeamQuestion(Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     deadline: float | None = None
     context: dict[str, Any] | None = None
+    history: list[Turn] | None = None
     options: Options | None = None
+    moderation: Moderation | None = None
 
 
 class _Progress:
-    """How far one member has come. `limit_passed` says which limit ended it."""
+    """How far one member has come. `limit_passed` says which limit ended it; `phase` is set for the moderator."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, silence: float, phase: ModerationPhase | None = None) -> None:
         self.member = member
+        self.silence = silence
+        self.phase = phase
         self.scope = anyio.CancelScope()
         self.model: str | None = None
         self.last_sign = anyio.current_time()
@@ -78,10 +106,12 @@ class _Round:
         self.events = events
         self.request_id = secrets.token_hex(8)
         self.began = anyio.current_time()
-        self.progress = [_Progress(member) for member in members]
+        self.deadline = self.began + question.deadline if question.deadline is not None else math.inf
+        self.progress = [_Progress(member, self.silence) for member in members]
         self.entries: list[Entry] = []
         self.timed_out: list[Entry] = []
         self.failed: list[Entry] = []
+        self.moderation: Entry | None = None
         self.last_token: dict[str | None, float] = {}  # by model
 
     async def run(self) -> None:
@@ -93,44 +123,58 @@ class _Round:
                 async with anyio.create_task_group() as asking:
                     for one in self.progress:
                         asking.start_soon(self._ask, one)
+                if self.question.moderation is not None and self.entries:
+                    await self._moderate(self.question.moderation)
                 clock.cancel_scope.cancel()
             await self.events.send(self._finished())
 
     # -- one member -----------------------------------------------------------------------------------------------------
 
     async def _ask(self, one: _Progress) -> None:
-        entry: Entry | None = None
-        try:
-            with one.scope:
-                entry = await self._answer(one)
-            if entry is None:
-                trouble = one.limit_passed or Trouble("internal", "the question was withdrawn")
-                entry = self._entry(one, "".join(one.pieces), error=trouble)
-                self.timed_out.append(entry)
-            else:
-                self.entries.append(entry)
-        except ProtocolError as error:
-            partial = error.partial or "".join(one.pieces)
-            entry = self._entry(one, partial, error=Trouble(error.code or "unavailable", error.sentence))
-            self.failed.append(entry)
-        one.last_sign = math.inf  # nothing more is expected of it
-        await self.events.send(entry)
-
-    async def _answer(self, one: _Progress) -> Entry:
         question = self.question
         chat = Chat(
-            request_id=self.request_id,
             content=question.content,
             stream=True,
             final="short",
             context=question.context,
+            history=question.history,
             options=question.options,
         )
-        member = one.member
+        entry = await self._outcome(one, chat)
+        ended = self.entries if entry.error is None else self.timed_out if one.limit_passed else self.failed
+        ended.append(entry)
+        await self.events.send(entry)
+
+    async def _moderate(self, moderation: Moderation) -> None:
+        phase = moderation.phase
+        moderator = _Progress(moderation.by, max(self.silence, MODERATOR_SILENCE), phase)
+        self.progress.append(moderator)
+        if anyio.current_time() >= self.deadline:
+            self._leave(moderator, self._too_late())
+        await self.events.send(Moderating(name=moderation.by.name, phase=phase))
+        self.moderation = await self._outcome(moderator, moderating(phase, self.question.content, self.entries))
+
+    async def _outcome(self, one: _Progress, chat: Chat) -> Entry:
+        """How this member ended. Raises nothing that concerns it alone."""
+        try:
+            if one.member.trouble is not None:
+                return self._entry(one, error=one.member.trouble)
+            with one.scope:
+                return self._entry(one, reply=await self._answer(one, chat))
+            assert one.limit_passed is not None, "a limit alone cancels one of them"
+            return self._entry(one, error=one.limit_passed)
+        except ProtocolError as error:
+            trouble = Trouble(error.code or "unavailable", error.sentence)
+            return self._entry(one, error=trouble, partial=error.partial)
+        finally:
+            one.last_sign = math.inf  # nothing more is expected of it
+
+    async def _answer(self, one: _Progress, chat: Chat) -> ChatResponse:
+        member, chat = one.member, replace(chat, request_id=self.request_id)
         async with connect(member.host, member.port) as connection, aclosing(connection.ask(chat)) as replies:
             async for reply in replies:
                 if isinstance(reply, ChatResponse):
-                    return self._entry(one, "".join(one.pieces), reply=reply)
+                    return reply
                 await self._hear(one, reply)
         raise PeerError("the answer ended without an end")
 
@@ -150,28 +194,30 @@ class _Round:
                 one.last_sign = self.last_token[one.model] = now
                 if reply.content:
                     one.pieces.append(reply.content)
-                await self.events.send(
-                    Token(name=one.member.name, content=reply.content or "", thinking=reply.thinking or "")
+                token = Token(
+                    name=one.member.name,
+                    content=reply.content or "",
+                    thinking=reply.thinking or "",
+                    phase=one.phase,
                 )
+                await self.events.send(token)
             case _:
                 pass  # a heartbeat: its process lives, its answer does not grow
 
     def _entry(
-        self,
-        one: _Progress,
-        content: str,
-        *,
-        reply: ChatResponse | StreamEnd | None = None,
-        error: Trouble | None = None,
+        self, one: _Progress, *, reply: ChatResponse | None = None, error: Trouble | None = None, partial: str = ""
     ) -> Entry:
+        member, content = one.member, "".join(one.pieces)
+        if reply is not None and not content:
+            content = reply.content or ""  # from one that does not stream
         return Entry(
-            name=one.member.name,
-            specialist_id=names.specialist_id(one.member.name),
-            socket_id=names.ai_id(one.member.name),
-            content=content,
+            name=member.name,
+            specialist_id=member.specialist_id,
+            socket_id=names.ai_id(member.name),
+            content=partial or content,
             timestamp=time.time(),
             elapsed=round(anyio.current_time() - self.began, 3),
-            done_reason=reply.done_reason if reply else None,
+            done_reason=reply.done_reason if reply else "cancelled" if one.limit_passed else None,
             model=reply.model if reply else one.model,
             timing=reply.timing if reply else None,
             usage=reply.usage if reply else None,
@@ -181,26 +227,21 @@ class _Round:
     # -- the clock ------------------------------------------------------------------------------------------------------
 
     async def _watch_the_clock(self) -> None:
-        deadline = self.began + self.question.deadline if self.question.deadline is not None else math.inf
         while True:
             now = anyio.current_time()
-            next_look = deadline
+            next_look = self.deadline
             for one in self.progress:
                 limit = self._silent_at(one, now)
                 if now >= limit and one.limit_passed is None:
-                    self._leave(
-                        one,
-                        Trouble(
-                            "stalled",
-                            f"silent for {self.silence:g} s, and left behind: raise --timeout, or see chorus models",
-                        ),
+                    sentence = (
+                        f"silent for {one.silence:g} s, and left behind: allow a longer timeout, or see chorus models"
                     )
+                    self._leave(one, Trouble("stalled", sentence))
                 elif one.limit_passed is None:
                     next_look = min(next_look, limit)
-            if now >= deadline:
-                sentence = f"not done within the deadline of {self.question.deadline:g} s"
+            if now >= self.deadline:
                 for one in self.progress:
-                    self._leave(one, Trouble("deadline", sentence))
+                    self._leave(one, self._too_late())
                 return
             # Something said meanwhile only moves limits into the future: it is enough to look again at the earliest one.
             await anyio.sleep_until(min(next_look, now + self.silence))
@@ -212,7 +253,10 @@ class _Round:
         heard = one.last_sign
         if not one.spoke:
             heard = max(heard, self.last_token.get(one.model, 0.0))
-        return heard + self.silence
+        return heard + one.silence
+
+    def _too_late(self) -> Trouble:
+        return Trouble("deadline", f"not done within the deadline of {self.question.deadline:g} s")
 
     def _leave(self, one: _Progress, trouble: Trouble) -> None:
         if one.limit_passed is None and one.last_sign < math.inf:
@@ -220,6 +264,8 @@ class _Round:
             one.scope.cancel()
 
     def _finished(self) -> Finished:
+        told = self.moderation if self.moderation is not None and self.moderation.error is None else None
+        phase = self.question.moderation.phase if self.question.moderation is not None else None
         return Finished(
             request_id=self.request_id,
             responses=self.entries,
@@ -227,6 +273,9 @@ class _Round:
             timed_out=self.timed_out,
             failed=self.failed,
             elapsed_time=round(anyio.current_time() - self.began, 3),
+            synthesis=told.content if told is not None and phase == "synthesis" else None,
+            consensus=Consensus(told.content, told.specialist_id) if told and phase == "consensus" else None,
+            moderation=self.moderation,
         )
 
 

@@ -5,11 +5,13 @@ Durations are in seconds, `at` is a Unix time. Names are canonical; `specialist_
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from msgspec import Struct
 
 from protocol.messages import DoneReason, Phase, Timing, Usage
+
+ModerationPhase = Literal["synthesis", "consensus"]
 
 
 class TeamEvent(Struct, frozen=True, tag_field="event", omit_defaults=True):
@@ -32,11 +34,12 @@ class Status(TeamEvent, frozen=True, tag="status", kw_only=True):
 
 
 class Token(TeamEvent, frozen=True, tag="token", kw_only=True):
-    """A piece of one answer: content, or thinking in place of it."""
+    """A piece of one answer: content, or thinking in place of it. With a `phase` it is what the moderator says."""
 
     name: str
     content: str = ""
     thinking: str = ""
+    phase: ModerationPhase | None = None
 
 
 class Trouble(Struct, frozen=True):
@@ -47,7 +50,11 @@ class Trouble(Struct, frozen=True):
 
 
 class Entry(TeamEvent, frozen=True, tag="answer", kw_only=True):
-    """How one of them ended. `content` is whole, or what had arrived when `error` is set."""
+    """How one of them ended. `content` is whole, or what had arrived when `error` is set.
+
+    `specialist_id` is the name as the caller spelt it, `socket_id` what the specialist calls itself. `done_reason` is
+    "cancelled" for one that ran into a limit of ours.
+    """
 
     name: str
     specialist_id: str
@@ -62,8 +69,25 @@ class Entry(TeamEvent, frozen=True, tag="answer", kw_only=True):
     error: Trouble | None = None
 
 
+class Moderating(TeamEvent, frozen=True, tag="moderating", kw_only=True):
+    """Everybody has ended, and one of them is asked what to make of it."""
+
+    name: str
+    phase: ModerationPhase
+
+
+class Consensus(Struct, frozen=True):
+    """How far they agree, in the moderator's words; `by` is its specialist_id."""
+
+    text: str
+    by: str
+
+
 class Finished(TeamEvent, frozen=True, tag="finished", kw_only=True):
-    """The last event. `responses` are the whole answers in the order of their arrival; nobody is in two lists."""
+    """The last event. `responses` are the whole answers in the order of their arrival; nobody is in two of the three lists.
+
+    `moderation` is how the moderator ended; `synthesis` or `consensus` is what it said, where that is whole.
+    """
 
     request_id: str
     responses: list[Entry]
@@ -72,7 +96,8 @@ class Finished(TeamEvent, frozen=True, tag="finished", kw_only=True):
     failed: list[Entry]
     elapsed_time: float
     synthesis: str | None = None
-    consensus: dict[str, Any] | None = None
+    consensus: Consensus | None = None
+    moderation: Entry | None = None
 
 
-AnyEvent = Asked | Status | Token | Entry | Finished
+AnyEvent = Asked | Status | Token | Entry | Moderating | Finished

@@ -92,7 +92,8 @@ def test_a_screen_of_columns_leaves_the_answers_behind(team: Team) -> None:
     ours, theirs = pty.openpty()
     os.set_blocking(ours, True)
     env = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = team.popen("team", "--only", "apollo,numa", "--view", "columns", "hello", stdout=theirs, env=env)
+    flags = ("--only", "apollo,numa", "--synthesize", "rhetor", "--view", "columns")
+    process = team.popen("team", *flags, "hello", stdout=theirs, env=env)
     os.close(theirs)
     shown = b""
     while True:
@@ -105,8 +106,8 @@ def test_a_screen_of_columns_leaves_the_answers_behind(team: Team) -> None:
     assert process.communicate(timeout=10)[1].startswith(b"2 of 2 answered")
     screen, _, scrollback = shown.decode().rpartition("\x1b[?1049l")
     assert "\x1b[?1049h" in screen
-    assert "== apollo (" in scrollback
-    assert "== numa (" in scrollback
+    heads = [line.split(" (")[0].rstrip() for line in scrollback.splitlines() if line.startswith("== ")]
+    assert heads == ["== apollo", "== numa", "== synthesis by rhetor =="]
 
 
 def test_only_those_named_are_asked_and_those_that_are_down_are_entries(four: Team) -> None:
@@ -188,6 +189,36 @@ def test_ctrl_c_withdraws_the_question_and_tells_what_came(
     if as_json:
         finished = events(out.decode())[-1]
         assert [entry["error"]["code"] for entry in finished["failed"]] == ["cancelled", "cancelled"]
+
+
+def test_ctrl_c_in_the_synthesis_keeps_every_answer(team: Team, server: ModelServer, tmp_path: Path) -> None:
+    server.use(Script(hold=True))
+    before = len(server.asked)
+    save = ["--save", str(tmp_path / "t.md")]
+    process = team.popen("team", "--only", "apollo,numa", "--synthesize", "rhetor", *save, "--json", "hello")
+    server.wait_asked(before + 2)
+    server.use(Script(tokens=("word ",), endless=True, rate=50))
+    server.let_go()
+    assert process.stdout
+    while b'"phase":"synthesis"' not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    server.wait_left(within=1.0)
+    out, err = process.communicate(timeout=10)
+    finished = events(out.decode())[-1]
+    assert process.returncode == 130
+    assert finished["responses_by_id"] == {"apollo-ai": "Hello, world", "numa-ai": "Hello, world"}
+    assert finished["moderation"]["error"]["code"] == "cancelled"
+    assert finished["moderation"]["content"].startswith("word ")
+    assert err.decode().splitlines()[-1].startswith("Interrupted: 2 of 2 answered in ")
+    assert "== synthesis by rhetor ==\nword " in (tmp_path / "t.md").read_text()
+
+
+def test_a_synthesis_that_fails_is_told_beside_the_answers(four: Team) -> None:
+    done = four.run("team", "--only", "apollo", "--synthesize", "athena", "hello")
+    assert done.returncode == 6
+    assert "Hello, world" in done.stdout
+    assert "error: nothing was made of the answers: athena: " in done.stderr
 
 
 def test_a_broken_pipe_withdraws_the_question(team: Team, server: ModelServer) -> None:
