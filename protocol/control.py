@@ -143,7 +143,7 @@ class SupervisorStatus(Struct, frozen=True):
     """`state` is running, stopping or down; the rest is that of the process that wrote this.
 
     `version` is chorus's own; None from a supervisor that did not tell it yet. `restarter` is who starts specialists again:
-    chorus or systemd.
+    chorus or systemd. `notice` is what a person should know of the supervisor itself, and `remedy` what to do about it.
     """
 
     pid: int | None
@@ -152,6 +152,8 @@ class SupervisorStatus(Struct, frozen=True):
     version: str | None = None
     configuration: Configured | None = None
     restarter: str = "chorus"
+    notice: str | None = None
+    remedy: str | None = None
 
 
 class GatewayStatus(Struct, frozen=True):

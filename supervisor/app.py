@@ -38,9 +38,9 @@ from supervisor import notify
 from supervisor.config import Loaded, team
 from supervisor.control import Control
 from supervisor.errors import AlreadyRunning, ForkServerLost
-from supervisor.fleet import descriptors, launch, pidfiles, restart
+from supervisor.fleet import descriptors, launch, obstacle, pidfiles, restart
 from supervisor.fleet.copies import Copies
-from supervisor.fleet.registry import Registry, newcomer, read_journal
+from supervisor.fleet.registry import Registry, is_kept_down, newcomer, read_journal
 from supervisor.fleet.systemctl import own_manager
 from supervisor.observing import Observation
 from supervisor.operations import Fleet
@@ -135,6 +135,7 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
         nonlocal ready_fd
         if lost.in_a_row:
             registry.happened("a new fork server takes over")
+            registry.warn(None)
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # nobody waits any more: `up` was interrupted
                 os.write(ready_fd, b"\n")
@@ -154,7 +155,7 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                 knew = before is not None and before.supervisor.restarter == restarter
                 await Observation(loaded, fleet, systemd).run(configs, ready, resumed=resumed and knew)
             running = {one.name: one.pid for one in before.specialists} if before is not None and resumed else {}
-            missing = "no supervisor was running"
+            missing, refused = "no supervisor was running", None
             while not fleet.down.is_set():
                 tenure = Tenure(fleet.loaded, fleet, systemd, reaper, copies, leaving)
                 began = time.monotonic()
@@ -163,6 +164,7 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                 except* ForkServerLost as errors:
                     logger.error("%s; starting over with a new one", errors.exceptions[0])
                     registry.happened(f"{errors.exceptions[0]}; starting over with a new one")
+                    registry.warn(*obstacle.without_fork_server(refused))
                     lasted = time.monotonic() - began
                     lost = restart.forgiven(lost, lasted)
                     lost = restart.failed(lost, time.monotonic(), loaded.settings.supervision.intensity, LOST_WITHIN)
@@ -171,21 +173,24 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                     ):
                         await stop.wait()
                     running = {name: registry[name].pid for name in registry.names}
-                    await _start_over(loaded, fleet, forks)
+                    refused = await _start_over(loaded, fleet, forks)
                 resumed, missing = True, "the fork server was gone"
         await control.tell_the_last()
         house.cancel_scope.cancel()
     loaded.socket.unlink(missing_ok=True)
 
 
-async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
-    """The fork server is gone, or of no use any more. The specialists live on while a new one is started."""
+async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> int | None:
+    """The fork server is gone, or of no use any more. The specialists live on while a new one is started.
+
+    Returns the errno by which that failed, as far as it is known by now.
+    """
     fleet.keepers = {}
     _kill_out_of_reach(loaded)
     if fleet.stop.is_set():
         await end_left_behind(loaded)
         fleet.went_down()
-        return
+        return None
     # A process of its own this time: this one has an event loop and threads, which do not survive a fork. It listens
     # when the one that is waited for here has ended.
     folders = [loaded.dirs.logs, loaded.dirs.state]
@@ -193,9 +198,11 @@ async def _start_over(loaded: Loaded, fleet: Fleet, forks: Path) -> None:
     try:
         for folder in folders:
             private_folder(folder)  # somebody may have removed it
-        await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
+        done = await anyio.to_thread.run_sync(lambda: subprocess.run(call, stdin=subprocess.DEVNULL, check=False))
     except OSError as error:  # no descriptor, no process, no place: nobody will listen, and it is tried again
         logger.error("no fork server can be started: %s", error)
+        return error.errno
+    return done.returncode if done.returncode > 0 else None
 
 
 def _kill_out_of_reach(loaded: Loaded) -> None:
@@ -212,12 +219,15 @@ def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusRepo
     """The team as the registry begins: stopped, with what is remembered of restarts and of the last exit."""
     known = {one.name: one for one in before.specialists} if before is not None else {}
     resumed = before is not None and before.supervisor.state == "running"  # after a `down` everybody is wanted again
+    restarter = loaded.settings.supervision.restarter
 
     def entry(config: SpecialistConfig) -> SpecialistStatus:
         last = known.get(config.name)
         if last is None:
             return newcomer(config)
-        fields = ("restarts", "recycled", "last_exit", "started_because")
+        fields = ["restarts", "recycled", "last_exit", "started_because"]
+        if resumed and restarter == "chorus" and is_kept_down(last):
+            fields += ["state", "since", "last_error", "remedy"]  # so it stays
         remembered = {field: getattr(last, field) for field in fields}
         return replace(newcomer(config), wanted=last.wanted if resumed else "up", **remembered)
 

@@ -60,6 +60,7 @@ async def tell_status(systemd: Systemd, registry: Registry) -> None:
 
 def summary(registry: Registry) -> str:
     """The team in one line: how many are in which state, the usual one first."""
-    state = registry.report([]).supervisor.state
+    house = registry.report([]).supervisor
     counts = Counter(registry[name].state.replace("_", " ") for name in registry.names)
-    return f"{state}: " + ", ".join(f"{count} {one}" for one, count in counts.most_common())
+    team = ", ".join(f"{count} {one}" for one, count in counts.most_common())
+    return f"{house.state}: {team}" + (f"; {house.notice}" if house.notice else "")

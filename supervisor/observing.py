@@ -49,6 +49,7 @@ class Observation:
                     observer.tell(Command("start", "the team was started"))
             fleet.ground = self
             ready()
+            self._group.start_soon(self._marks.cap, ())  # the specialists' is systemd's
             await fleet.stop.wait()
             self._systemd.say("STOPPING=1")
             if fleet.told:

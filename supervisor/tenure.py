@@ -25,14 +25,15 @@ from protocol.settings import SpecialistConfig, Supervision
 from supervisor.config import Loaded
 from supervisor.config import supervision as how_kept
 from supervisor.errors import CannotStart, ForkServerLost
-from supervisor.fleet import pidfiles, survivors, takeover
+from supervisor.fleet import pidfiles, restart, survivors, takeover
 from supervisor.fleet.calls import Exited, Living, Process
 from supervisor.fleet.copies import Copies
-from supervisor.fleet.inbox import Adopted, Command
+from supervisor.fleet.inbox import Adopted, Command, KeptDown
 from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.link import Link, connected
 from supervisor.fleet.marks import Marks
 from supervisor.fleet.processes import END_MARGIN
+from supervisor.fleet.registry import is_kept_down
 from supervisor.operations import Fleet
 
 logger = logging.getLogger("chorus.supervisor")
@@ -119,8 +120,8 @@ class Tenure:
             group.start_soon(_watch_over, link, living.pid)
             await self.settle(supervision)
             living = await self._take_back(link, living, configs)
-            self._tell_of_missed(living, running, missing)
-            started = await self._hand_over(link, living, group, resumed=resumed)
+            ended = self._tell_of_missed(living, running, missing)
+            started = await self._hand_over(link, living, ended, group, resumed=resumed)
             fleet.keepers, fleet.ground = {**self._keepers}, self
             for command in started:
                 await command.taken.wait()  # the port is bound then, or it is known who holds it
@@ -193,19 +194,30 @@ class Tenure:
                         await _vacated(process)
         return replace(living, processes=[*living.processes, *taken])
 
-    def _tell_of_missed(self, living: Living, running: dict[str, int | None], missing: str) -> None:
-        """Says what ended while nobody could be told of it: none of it is lost in silence."""
+    def _tell_of_missed(self, living: Living, running: dict[str, int | None], missing: str) -> set[str]:
+        """Says what ended while nobody could be told of it: none of it is lost in silence.
+
+        Returns whose last process did so by itself.
+        """
+        ended: set[str] = set()
+
+        def tell(exit_: Exited) -> None:
+            if keeper := self._keepers.get(exit_.name):
+                keeper.note_missed(exit_, missing)
+                (ended.discard if exit_.asked else ended.add)(exit_.name)
+
         missed = self._not_on_record(living.exits)
         for exit_ in living.exits:
-            if exit_ in missed and (keeper := self._keepers.get(exit_.name)):
-                keeper.note_missed(exit_, missing)
+            if exit_ in missed:
+                tell(exit_)
             self._group.start_soon(self._link.noted, exit_.pid)
         heard_of = {*(one.pid for one in living.processes), *(one.pid for one in living.exits)}
         for name, pid in running.items():
-            if pid is not None and pid not in heard_of and (keeper := self._keepers.get(name)):
+            if pid is not None and pid not in heard_of and name in self._keepers:
                 asked = self._fleet.registry[name].wanted == "down"
                 exit_ = Exited(name=name, pid=pid, code=None, signal=None, at=time.time(), asked=asked)
-                keeper.note_missed(self._reaper.completed(exit_), missing)
+                tell(self._reaper.completed(exit_))
+        return ended
 
     def _not_on_record(self, exits: list[Exited]) -> list[Exited]:
         """Those that the supervisor before us did not come to write down; it may have, and no more than that.
@@ -223,9 +235,12 @@ class Tenure:
         return missed
 
     async def _hand_over(
-        self, link: Link, living: Living, group: anyio.abc.TaskGroup, *, resumed: bool
+        self, link: Link, living: Living, ended: set[str], group: anyio.abc.TaskGroup, *, resumed: bool
     ) -> list[Command]:
-        """Gives each keeper what lives of it, and has started what is wanted: by the commands that are returned."""
+        """Gives each keeper what lives of it, and has started what is wanted: by the commands that are returned.
+
+        `ended` are those that did so by themselves while nobody looked.
+        """
         fleet = self._fleet
         started: list[Command] = []
         wanted = {name: fleet.registry[name].wanted if resumed else "up" for name in self._keepers}
@@ -247,12 +262,36 @@ class Tenure:
                 keeper.tell(Command("drain", "was drained before"))  # its process may not have been told yet
             elif name in draining and resumed:
                 keeper.tell(Command("start", "was asked for while no new process could be started"))
-            elif name not in alive and wanted[name] != "down" and not fleet.stop.is_set():
+            elif name in alive or wanted[name] == "down" or fleet.stop.is_set():
+                continue
+            elif resumed and (cause := self._kept_down(keeper, name in ended)):
+                await self._hold_place(link, keeper.config)
+                keeper.tell(KeptDown(cause))
+            else:
                 started.append(Command("start", "the team was started"))
                 keeper.tell(started[-1])
                 if wanted[name] == "drained":
                     keeper.tell(Command("drain", "was drained before"))
         return started
+
+    def _kept_down(self, keeper: Keeper, has_ended: bool) -> str | None:
+        """How somebody ended whom the restart policy keeps down since then, or would have: that is not undone by a death of
+        ours. None for whoever is to be started.
+        """
+        entry = self._fleet.registry[keeper.name]
+        last = entry.last_exit
+        if last is None or not (has_ended or is_kept_down(entry)):
+            return None
+        return last.cause if restart.is_kept_down(keeper.settings.restart, last.code) else None
+
+    async def _hold_place(self, link: Link, config: SpecialistConfig) -> None:
+        """Has a port of which nobody has a socket any more: whoever connects is told that nobody runs, as before."""
+        if not link.copies.of(config.name):
+            try:
+                await link.hold(config.name, config.addresses, config.port, listen.bind(config.addresses, config.port))
+            except (OSError, CannotStart) as error:
+                link.copies.drop(config.name)
+                logger.error("the port of %s cannot be had: %s", config.name, error)
 
 
 async def end_left_behind(loaded: Loaded) -> int:

@@ -25,7 +25,9 @@ UP = ("ready", "degraded")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; a line for each change with --watch.")
 @click.option("--watch", is_flag=True, help="Go on showing every change.")
-@click.option("--check", is_flag=True, help="Say it by the exit code: 0 all ready, 1 degraded, 3 down, 4 no such name.")
+@click.option(
+    "--check", is_flag=True, help="Say it by the exit code: 0 all ready, 1 not all is well, 3 down, 4 no such name."
+)
 @click.pass_context
 def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, watch: bool, check: bool) -> int:
     """Show the team, or some of it."""
@@ -53,6 +55,8 @@ def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, wa
 
 def checked(report: StatusReport) -> int:
     """The exit code of --check."""
+    if report.supervisor.notice:
+        return Exit.FAILED
     states = [one.state for one in report.specialists]
     if all(state == "ready" for state in states):
         return Exit.DONE
@@ -93,6 +97,8 @@ def advice(report: StatusReport) -> list[str]:
         lines.append(f"the configuration has changed since the supervisor read it: {place}  do: chorus reload")
     elif report.supervisor.restarter == "systemd":
         lines.append("restarter: systemd (specialist@NAME.service); the supervisor observes and hands on what is asked")
+    if report.supervisor.notice:
+        lines.append(f"{report.supervisor.notice}  do: {report.supervisor.remedy}")
     backend = report.backend
     running = any(one.state in UP for one in report.specialists)
     if running and backend.kind == "builtin":

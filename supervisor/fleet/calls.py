@@ -15,6 +15,9 @@ from protocol.settings import SpecialistConfig
 
 FORK_SERVER = "chorus: fork server"  # its title; see `title` for those of its children
 MOST_SOCKETS = 32  # that come with one call or answer
+CANNOT_EXECUTE = (
+    126  # the exit code of a child that could not become a program, as a shell has it; why is what it said last
+)
 
 
 class Process(Struct, frozen=True, kw_only=True):

@@ -24,7 +24,6 @@ from supervisor.fleet import calls, descriptors, pidfiles
 
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 OUT_OF_THE_WAY = 64  # descriptors from here on cannot be among those that are passed
-CANNOT_EXECUTE = 126  # what a shell says of a program that it cannot start
 # Said to the fork server's own process, or to the one that started it.
 NOT_PASSED_ON = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -45,7 +44,7 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
         except OSError as error:  # a full disk; as long as there is a supervisor, it finds us as its own child
             complain(f"cannot write to {pids}: {error}")
         if config.command:
-            code = CANNOT_EXECUTE
+            code = calls.CANNOT_EXECUTE
             descriptors.as_usual()
             execute(config, config.command, listeners)
         else:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 from protocol.control import LastExit
-from supervisor.fleet.calls import Exited
+from protocol.settings import SpecialistConfig
+from supervisor.fleet.calls import CANNOT_EXECUTE, Exited
+
+LAST_WORDS = 512  # bytes of raw output that are looked at
 
 
 def sentence(exit_: Exited) -> str:
@@ -15,6 +19,20 @@ def sentence(exit_: Exited) -> str:
     if exit_.code is None:
         return "ended, and nobody was there to learn how"
     return f"exited with code {exit_.code}"
+
+
+def cause(exit_: Exited, running: SpecialistConfig) -> str:
+    """The same, and why where it could not become the program that it was to be."""
+    how = sentence(exit_)
+    if not running.command or exit_.code != CANNOT_EXECUTE or not running.log_dir:
+        return how
+    try:
+        with (Path(running.log_dir) / f"{running.name}.out").open("rb") as raw:
+            raw.seek(max(0, raw.seek(0, 2) - LAST_WORDS))
+            said = raw.read().decode(errors="replace").split("\n")
+    except OSError:
+        return how
+    return f"{how}: {said[-2]}" if said[1:] and said[-2] else how
 
 
 def last_exit(exit_: Exited, cause: str) -> LastExit:

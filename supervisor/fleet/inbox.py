@@ -50,6 +50,12 @@ class Adopted(Struct, frozen=True):
     process: Process
 
 
+class KeptDown(Struct, frozen=True):
+    """Its restart policy kept it down before this keeper was there, or would have; `cause` is how it had ended."""
+
+    cause: str
+
+
 class Reconfigured(Struct, frozen=True):
     """The configuration was read again. `changed` is what a process must be told anew, in words; none where only we go by it.
 
@@ -70,7 +76,7 @@ class Seen(Struct, frozen=True):
     orders: int
 
 
-Happening = Command | Exited | Heard | Due | Adopted | Reconfigured | Seen
+Happening = Command | Exited | Heard | Due | Adopted | KeptDown | Reconfigured | Seen
 
 
 class Inbox:

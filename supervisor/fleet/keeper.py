@@ -27,7 +27,7 @@ from supervisor.errors import CannotStart
 from supervisor.fleet import ending, health, obstacle, processes, restart
 from supervisor.fleet.calls import Exited, Process, fingerprint
 from supervisor.fleet.health import Silent, Watching
-from supervisor.fleet.inbox import Adopted, Command, Due, Happening, Heard, Inbox, Reconfigured
+from supervisor.fleet.inbox import Adopted, Command, Due, Happening, Heard, Inbox, KeptDown, Reconfigured
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep, State, Wanted, next_state
 from supervisor.fleet.link import Link
 from supervisor.fleet.memory import Ceiling
@@ -106,7 +106,8 @@ class Keeper:
         cause = f"{ending.sentence(exit_)} while {when}" + (", as asked" if exit_.asked else "")
         self._mark(self.name, f"pid {exit_.pid} {cause}")
         last = ending.last_exit(exit_, AS_ASKED if exit_.asked else cause)
-        restarts = self.registry[self.name].restarts + (not exit_.asked)
+        is_restart = not exit_.asked and not restart.is_kept_down(self.settings.restart, exit_.code)
+        restarts = self.registry[self.name].restarts + is_restart
         self.registry.move(self.name, self.state.value, cause, old_pid=exit_.pid, restarts=restarts, last_exit=last)
 
     async def run(self) -> None:
@@ -151,6 +152,9 @@ class Keeper:
                     await self._launch(f"tried again after: {self.registry[self.name].last_error}")
             case Adopted():
                 await self._adopt(happening.process)
+            case KeptDown():
+                self.wanted = Wanted(self.registry[self.name].wanted)
+                self._keep_down(happening.cause)
             case Reconfigured():
                 await self._reconfigure(happening)
 
@@ -306,13 +310,13 @@ class Keeper:
             return
         now = time.monotonic()
         self._record = restart.forgiven(self._record, before.ready_for(now))
-        await self._failed(exit_, before.why_killed or what, now)
+        await self._failed(exit_, before.why_killed or ending.cause(exit_, before.running), now)
 
     async def _failed(self, exit_: Exited, cause: str, now: float) -> None:
         self._record = restart.failed(self._record, now, self.settings.intensity, self.settings.period)
         self._mark(self.name, f"pid {exit_.pid} ended: {cause}")
         logger.warning("%s (pid %d) ended: %s", self.name, exit_.pid, cause)
-        is_kept_down = self.settings.restart == "never" or (self.settings.restart == "on_failure" and exit_.code == 0)
+        is_kept_down = restart.is_kept_down(self.settings.restart, exit_.code)
         delay = restart.next_delay(self._record, random.random())
         due = None if is_kept_down else time.time() + delay
         self._step(
@@ -328,8 +332,7 @@ class Keeper:
             **_NOTHING_MEASURED,
         )
         if is_kept_down:
-            self._step(Event.GAVE_UP, f"{cause}; restart = {self.settings.restart}", remedy=f"chorus start {self.name}")
-            self._pause.begin(self._group, None, cause)
+            self._keep_down(cause)
             return
         if self._record.gave_up:
             cause = f"{cause}; ended too often ({len(self._record.times)} times in {self.settings.period:g} s)"
@@ -339,6 +342,11 @@ class Keeper:
             await self._launch(f"restarted after: {cause}")
         else:
             self._pause.begin(self._group, delay, cause)
+
+    def _keep_down(self, cause: str) -> None:
+        why, remedy = f"{cause}; restart = {self.settings.restart}", f"chorus start {self.name}"
+        self._step(Event.GAVE_UP, why, pid=None, uptime=None, last_error=cause, remedy=remedy)
+        self._pause.begin(self._group, None, cause)
 
     # -- health -----------------------------------------------------------------------------------------------------------
 

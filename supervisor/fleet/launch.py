@@ -48,9 +48,16 @@ def is_running(path: Path) -> bool:
 
 
 def _main() -> None:
-    """`python -m supervisor.fleet.launch SOCKET LOGS STATE`: the fork server as a process of its own."""
+    """`python -m supervisor.fleet.launch SOCKET LOGS STATE`: the fork server as a process of its own.
+
+    Where the system refuses, the exit code is its errno.
+    """
     path, logs, state = map(Path, sys.argv[1:])
-    launch(path, logs, state)
+    try:
+        launch(path, logs, state)
+    except OSError as error:
+        sys.stderr.write(f"no fork server can be started: {error}\n")
+        sys.exit(error.errno)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Event(Enum):
     SILENT = "silent"  # no answer for too long
     EXITED = "exited"  # it ended, and nobody had asked it to
     BLOCKED = "blocked"  # it could not be started: the port is taken
-    GAVE_UP = "gave_up"  # too many of those
+    GAVE_UP = "gave_up"  # too many of those, or its restart policy has it so
     DRAIN = "drain"  # asked to refuse new requests
     STOP = "stop"  # asked to end
     ENDED = "ended"  # it ended as asked
@@ -56,6 +56,7 @@ def _steps() -> dict[tuple[State, Event], State]:
         (State.STOPPED, Event.FORKED): State.STARTING,
         (State.STOPPED, Event.BLOCKED): State.BACKING_OFF,
         (State.STOPPED, Event.ABANDONED): State.STOPPED,
+        (State.STOPPED, Event.GAVE_UP): State.FAILED,  # it was kept down before this keeper was there
         (State.BACKING_OFF, Event.FORKED): State.STARTING,
         (State.BACKING_OFF, Event.BLOCKED): State.BACKING_OFF,
         (State.BACKING_OFF, Event.GAVE_UP): State.FAILED,

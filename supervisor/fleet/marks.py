@@ -13,6 +13,7 @@ logger = logging.getLogger("chorus.supervisor")
 
 RAW_OUTPUT_LIMIT = 1_048_576  # bytes of a process's own stdout and stderr that are kept
 CAP_EVERY = 10.0  # seconds
+HOUSE = ("supervisor", "forkserver")  # whose raw output is capped too: a complaint may be repeated for weeks
 
 
 class Marks:
@@ -35,10 +36,10 @@ class Marks:
     async def cap(self, names: Collection[str]) -> None:
         """Looks after the size of raw output until cancelled. A process may write any amount and never end.
 
-        `names` may change meanwhile.
+        `names` are the specialists, who may change meanwhile.
         """
         while True:
-            for name in names:
+            for name in (*HOUSE, *names):
                 try:
                     _cap(self._logs / f"{name}.out")
                 except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from supervisor.errors import CannotStart
 from supervisor.fleet.owner import describe
@@ -26,6 +27,17 @@ NO_ROOM = {
         "raise it: sysctl fs.file-max",
     ),
 }
+
+
+UNKEPT = "the specialists go on without a fork server, and whoever ends is not started again until there is one"
+
+
+def without_fork_server(number: int | None) -> tuple[str, str]:
+    """The fact and the remedy while there is no fork server. `number` is the errno by which the next one failed, if it did."""
+    if number is None:
+        return f"{UNKEPT}; a new one is being started", "chorus logs supervisor forkserver, if this stays"
+    fact, remedy = NO_ROOM.get(number, (f"it cannot be started: {os.strerror(number)}", "chorus logs supervisor"))
+    return f"{UNKEPT}: {fact}; it is tried again", remedy
 
 
 def told(error: CannotStart, port: int, name: str) -> tuple[str, str]:

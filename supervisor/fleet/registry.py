@@ -62,6 +62,8 @@ class Registry:
         self._configuration: Configured | None = None
         self._born = time.time()
         self._state = "running"
+        self._notice: str | None = None
+        self._remedy: str | None = None
         self._watchers: list[Watcher] = []
         self._dirty = anyio.Event()
         self._pressing = anyio.Event()
@@ -81,7 +83,14 @@ class Registry:
         chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
         return StatusReport(
             supervisor=SupervisorStatus(
-                os.getpid(), round(now - self._born, 3), self._state, __version__, self._configuration, self.restarter
+                pid=os.getpid(),
+                uptime=round(now - self._born, 3),
+                state=self._state,
+                version=__version__,
+                configuration=self._configuration,
+                restarter=self.restarter,
+                notice=self._notice,
+                remedy=self._remedy,
             ),
             gateway=GatewayStatus(url=None, state="disabled", pid=None),
             backend=self._backend,
@@ -160,6 +169,11 @@ class Registry:
     def happened(self, cause: str) -> None:
         """Takes something that happened to the house and not to one specialist: a fork server lost, a configuration read."""
         self._tell_house(self._state, cause)
+
+    def warn(self, notice: str | None, remedy: str | None = None) -> None:
+        """Takes what a person should know of the supervisor itself as long as it is so; None when it is over."""
+        self._notice, self._remedy = notice, remedy
+        self.touch()
 
     def _tell_house(self, before: str, cause: str) -> None:
         self._happened(
@@ -302,6 +316,11 @@ def newcomer(config: SpecialistConfig) -> SpecialistStatus:
         since=time.time(),
         description=config.description,
     )
+
+
+def is_kept_down(entry: SpecialistStatus) -> bool:
+    """Whether somebody's restart policy has it that only an operator starts it again."""
+    return entry.state == State.FAILED.value and entry.next_due is None and entry.wanted != "down"
 
 
 def read_journal(journal: Path) -> StatusReport | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from protocol.settings import RestartPolicy
+
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 15.0
 JITTER = 0.2
@@ -52,6 +54,11 @@ def blocked(record: Record) -> Record:
 def blocked_delay(record: Record, chance: float) -> float:
     """Seconds until what is blocked is tried again: from the first delay, doubling; whoever had failed is not held to it."""
     return _spread(min(LONGEST_BLOCKED, FIRST_DELAY * 2 ** min(record.blocked - 1, 16)), chance)
+
+
+def is_kept_down(policy: RestartPolicy, code: int | None) -> bool:
+    """Whether one that ended by itself, with an exit code or without one, is left alone until an operator starts it."""
+    return policy == "never" or (policy == "on_failure" and code == 0)
 
 
 def next_delay(record: Record, chance: float) -> float:

@@ -104,8 +104,9 @@ async def test_a_program_that_is_not_there_is_said_and_tried_again_slowly(tmp_pa
         assert started.returncode == 6
         chronos = one(await report(team), "chronos")
         assert chronos.state == "failed"
-        assert "exited with code 126" in (chronos.last_error or "")
-        assert "cannot start no-such-program: No such file or directory" in raw_output(team)
+        why = "cannot start no-such-program: No such file or directory"
+        assert f"exited with code 126: {why}" in (chronos.last_error or "")
+        assert why in raw_output(team)
         assert one(await report(team), "apollo").state == "ready"
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -33,7 +33,8 @@ from keeping import (
 from team import Team, command, wait_until
 
 from protocol.client import connect, connect_control
-from protocol.control import Restart, Start, Stop
+from protocol.control import Restart, Start, StatusReport, Stop, SupervisorStatus
+from protocol.errors import Unavailable
 from protocol.messages import Chat, StreamChunk, StreamEnd
 from supervisor.fleet.calls import FORK_SERVER, title
 
@@ -73,8 +74,11 @@ def fork_servers(team: Team) -> list[psutil.Process]:
     return found
 
 
-async def new_fork_server(team: Team, old: int) -> psutil.Process:
-    """The one that has taken the place of the old one, as soon as the team can be asked again."""
+async def new_fork_server(team: Team, old: int, wanted: Sequence[str] = ("apollo",)) -> psutil.Process:
+    """The one that has taken the place of the old one, as soon as the team can be asked again.
+
+    `wanted` are asked to start, and run already.
+    """
     await anyio.to_thread.run_sync(
         lambda: wait_until(
             lambda: [one.pid for one in fork_servers(team)] not in ([], [old]), WITHIN, "there is no new fork server"
@@ -82,7 +86,7 @@ async def new_fork_server(team: Team, old: int) -> psutil.Process:
     )
     async with control(team) as operator:
         with anyio.fail_after(WITHIN):
-            while not (await operator.call(Start(names=["apollo"]))).ok:
+            while not (await operator.call(Start(names=[*wanted]))).ok:
                 pass
     return fork_servers(team)[0]
 
@@ -203,6 +207,52 @@ async def test_when_supervisor_and_fork_server_die_the_next_ones_go_on_with_the_
         assert len(alive(team, "apollo")) == 1
 
 
+@pytest.mark.parametrize("victims", ["supervisor", "fork server", "both"])
+async def test_who_is_kept_down_stays_so_whoever_dies_until_it_is_started(tmp_path: Path, victims: str) -> None:
+    with Team.start(tmp_path, config='[supervision]\nrestart = "never"\n', roster=ROSTER) as team:
+        before = await report(team)
+        os.kill(pids(before)["apollo"] or 0, signal.SIGSEGV)
+        died = one(await until(team, lambda seen: one(seen, "apollo").state == "failed"), "apollo")
+        [forks] = fork_servers(team)
+        if victims != "fork server":
+            await kill_supervisor(team)
+        if victims != "supervisor":
+            forks.kill()
+            forks.wait(10)
+        if victims == "fork server":
+            await new_fork_server(team, forks.pid, ["athena"])
+        else:
+            await anyio.to_thread.run_sync(team.run, "up")
+        seen = await report(team)
+        now = one(seen, "apollo")
+        assert (now.state, now.pid, now.next_due) == ("failed", None, None)
+        assert (now.last_error, now.remedy, now.restarts) == ("killed by SIGSEGV", "chorus start apollo", 0)
+        assert now.last_exit == died.last_exit
+        assert pids(seen)["athena"] == pids(before)["athena"]
+        async with connect("127.0.0.1", team.port("apollo")) as connection:
+            with pytest.raises(Unavailable, match="apollo is not running: killed by SIGSEGV; chorus start apollo"):
+                await connection.call(Chat(content="hello"))
+        async with control(team) as operator:
+            assert (await operator.call(Start(names=["apollo"]))).ok
+        assert one(await report(team), "apollo").state == "ready"
+
+
+async def test_a_death_that_nobody_saw_keeps_down_whom_it_would_have_kept_down(tmp_path: Path) -> None:
+    config = '[specialists.apollo]\nrestart = "never"\n'
+    with Team.start(tmp_path, config=config, roster=ROSTER) as team:
+        before = pids(await report(team))
+        await kill_supervisor(team)
+        for name in ROSTER:
+            os.kill(before[name] or 0, signal.SIGKILL)
+            await gone(before[name] or 0)
+        await anyio.to_thread.run_sync(team.run, "up")
+        seen = await report(team)
+    apollo, athena = one(seen, "apollo"), one(seen, "athena")
+    assert (apollo.state, apollo.pid, apollo.restarts) == ("failed", None, 0)
+    assert apollo.last_error == "killed by SIGKILL while no supervisor was running"
+    assert (athena.state, athena.restarts) == ("ready", 1)
+
+
 async def test_who_was_to_be_told_that_the_team_is_up_may_be_gone(tmp_path: Path) -> None:
     team = Team.prepare(tmp_path, roster=ROSTER)
     read, write = os.pipe()
@@ -307,6 +357,37 @@ async def test_a_fork_server_that_is_stopped_is_replaced(tmp_path: Path) -> None
         assert one(await report(team), "athena").pid == before["athena"]
 
 
+async def test_while_no_fork_server_can_be_started_the_status_says_so(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=ROSTER) as team:
+        before = pids(await report(team))
+        place = control_path(team).with_suffix(".fork")
+        place.unlink()
+        place.mkdir()  # nobody can listen here
+        [forks] = fork_servers(team)
+        forks.kill()
+        seen = await until_supervisor(team, lambda house: "Is a directory" in (house.notice or ""))
+        assert all_ready(seen)
+        assert pids(seen) == before
+        told = await anyio.to_thread.run_sync(team.run, "status", "--check")
+        assert told.returncode == 1
+        assert (
+            "whoever ends is not started again until there is one: it cannot be started: Is a directory" in told.stderr
+        )
+        assert "do: chorus logs supervisor" in told.stderr
+        place.rmdir()
+        await until_supervisor(team, lambda house: house.notice is None)
+        assert (await anyio.to_thread.run_sync(team.run, "status", "--check")).returncode == 0
+        assert pids(await report(team)) == before
+
+
+async def until_supervisor(team: Team, holds: Callable[[SupervisorStatus], bool]) -> StatusReport:
+    """The state of the team, as soon as something holds of its supervisor."""
+    with anyio.fail_after(WITHIN):
+        while not holds((seen := await report(team)).supervisor):
+            await anyio.lowlevel.checkpoint()
+    return seen
+
+
 async def test_a_death_together_with_the_fork_server_is_told_with_its_cause(tmp_path: Path) -> None:
     with Team.start(tmp_path, roster=ROSTER) as team:
         before = pids(await report(team))
@@ -337,6 +418,13 @@ def team_that_dies(tmp_path: Path, who: str) -> Iterator[tuple[Team, Path]]:
         yield team, at
 
 
+def order_death(at: Path, number: int) -> None:
+    """The file is there with its number or not at all: it is read as soon as it exists."""
+    draft = at.with_suffix(".draft")
+    draft.write_text(str(number))
+    draft.replace(at)
+
+
 async def test_the_fork_server_may_die_at_any_line(tmp_path: Path) -> None:
     """While it learns of a specialist's death and starts the next one, until there is no line left. Every third line, or
     all of them where EVERY_LINE is set.
@@ -347,7 +435,7 @@ async def test_the_fork_server_may_die_at_any_line(tmp_path: Path) -> None:
             for number in range(1, 1000, 1 if "EVERY_LINE" in os.environ else 3):
                 [server] = fork_servers(team)
                 before = one(await report(team), "apollo")
-                at.write_text(str(number))
+                order_death(at, number)
                 os.kill(before.pid or 0, signal.SIGKILL)
                 seen = await until(
                     team, lambda seen, old=before.pid: all_ready(seen) and one(seen, "apollo").pid not in (None, old)
@@ -374,7 +462,7 @@ async def test_the_supervisor_may_die_at_any_line(tmp_path: Path) -> None:
             for number in range(1, MOST_LINES, LINES_APART):
                 before = one(await report(team), "apollo")
                 supervisor = supervisor_of(team)
-                at.write_text(str(number))
+                order_death(at, number)
                 os.kill(before.pid or 0, signal.SIGKILL)
                 await gone(supervisor, WITHIN)
                 died += 1

@@ -47,8 +47,9 @@ async def capped(folder: Path) -> None:
             group.cancel_scope.cancel()
 
 
-async def test_raw_output_over_its_limit_keeps_its_newest_part(tmp_path: Path) -> None:
-    raw = tmp_path / "apollo.out"
+@pytest.mark.parametrize("name", ["apollo", "supervisor", "forkserver"])
+async def test_raw_output_over_its_limit_keeps_its_newest_part(tmp_path: Path, name: str) -> None:
+    raw = tmp_path / f"{name}.out"
     raw.write_bytes(b"old" * RAW_OUTPUT_LIMIT + b"newest")
     await capped(tmp_path)
     assert raw.stat().st_size == RAW_OUTPUT_LIMIT // 2
