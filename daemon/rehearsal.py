@@ -65,7 +65,7 @@ async def _rehearse() -> None:
     )
     specialist = Specialist(config, open_backend(config))
     stop = anyio.Event()
-    listeners = listen.bind(config.addresses, config.port)
+    listeners = listen.bind(config.places)
     port = listeners[0].getsockname()[1]
     with anyio.move_on_after(1.0):
         async with anyio.create_task_group() as house:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol.messages import Error, Request, RequestId
+from protocol.names import GATEWAY
 
 # -- requests ---------------------------------------------------------------------------------------------------------
 
@@ -81,11 +82,12 @@ decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items
 
 AS_ASKED = "stopped as asked"  # the cause of an end that was no failure
 ABSENT = "absent"  # the state in transitions of a specialist before it is added, and after it is removed
+DISABLED = "disabled"  # the state of a gateway that is not to be
 HOUSE = "supervisor"  # the name in transitions of the supervisor itself
 
 
 class LastExit(Struct, frozen=True):
-    """How a specialist's process ended last: why, as a sentence; the code or the signal; when, as a Unix time."""
+    """How a process ended last: why, as a sentence; the code or the signal; when, as a Unix time."""
 
     cause: str
     code: int | None
@@ -93,8 +95,8 @@ class LastExit(Struct, frozen=True):
     at: float
 
 
-class SpecialistStatus(Struct, frozen=True, kw_only=True):
-    """One specialist, as the supervisor knows it. `uptime` in seconds; `since` is the Unix time of the last change.
+class KeptStatus(Struct, frozen=True, kw_only=True):
+    """Whoever is kept alive, as the supervisor knows it. `uptime` in seconds; `since` is the Unix time of the last change.
 
     `attempt` counts the failures in a row before what is now; `next_due` is the Unix time of the next try, while one waits.
     `recycled` counts replacements because of max_rss_bytes; `started_because` is why the process was started; `notice` is
@@ -102,32 +104,44 @@ class SpecialistStatus(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    ai_id: str
-    host: str
-    port: int
     state: str
-    wanted: str
+    wanted: str = "up"
     pid: int | None = None
     uptime: float | None = None
     restarts: int = 0
-    model: str | None = None
-    backend: str | None = None
     in_flight: int = 0
-    queued: int = 0
-    first_token_ms: float | None = None
-    tokens_per_second: float | None = None
-    prompt_tokens_per_second: float | None = None
     rss_bytes: int | None = None
     last_error: str | None = None
     remedy: str | None = None
     last_exit: LastExit | None = None
     since: float = 0.0
-    description: str = ""
     attempt: int = 0
     next_due: float | None = None
     recycled: int = 0
     started_because: str | None = None
     notice: str | None = None
+
+
+class SpecialistStatus(KeptStatus, frozen=True, kw_only=True):
+    """One specialist."""
+
+    ai_id: str
+    host: str
+    port: int
+    description: str = ""
+    model: str | None = None
+    backend: str | None = None
+    queued: int = 0
+    first_token_ms: float | None = None
+    tokens_per_second: float | None = None
+    prompt_tokens_per_second: float | None = None
+
+
+class GatewayStatus(KeptStatus, frozen=True, kw_only=True):
+    """The process that speaks HTTP. `url` is where this machine reaches it, None where there is to be none."""
+
+    name: str = GATEWAY
+    url: str | None
 
 
 class Configured(Struct, frozen=True):
@@ -154,12 +168,6 @@ class SupervisorStatus(Struct, frozen=True):
     restarter: str = "chorus"
     notice: str | None = None
     remedy: str | None = None
-
-
-class GatewayStatus(Struct, frozen=True):
-    url: str | None
-    state: str
-    pid: int | None
 
 
 class BackendStatus(Struct, frozen=True):
@@ -219,16 +227,22 @@ class Change(Struct, frozen=True, omit_defaults=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a reload does: with each specialist, and with settings of the whole team.
+    """What a reload does: with each specialist, with the gateway, and with settings of the whole team.
 
     `live` settings count from now on, `later` ones at the next `chorus up`. With `mistakes`, which are those of a broken
     configuration, it does nothing.
     """
 
     specialists: list[Change] = []
+    gateway: Change | None = None
     live: list[str] = []
     later: list[str] = []
     mistakes: list[str] = []
+
+    @property
+    def changes(self) -> list[Change]:
+        """Those of everybody."""
+        return [*self.specialists, *([self.gateway] if self.gateway else [])]
 
 
 class Planned(Answer, frozen=True, tag="planned", kw_only=True):

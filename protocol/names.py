@@ -32,6 +32,8 @@ OFFSETS: dict[str, int] = {
 ROSTER: tuple[str, ...] = tuple(OFFSETS)
 FIRST_FREE_OFFSET = 100  # names outside the table are given ports from here upward
 
+GATEWAY = "gateway"  # the process that speaks HTTP is called so; it is no specialist
+
 ALIASES = {"tekton": "tekton_core", "budget": "penia"}
 SUFFIXES = ("_ai", "_ci")
 
@@ -67,19 +69,19 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return list(dict.fromkeys(canonical(one) for one in found))
 
 
-def chosen(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+def chosen(asked: Sequence[str] | None, known: Sequence[str], also: Sequence[str] = ()) -> list[str]:
     """Names in any spelling, globs and `all` into known names, in their order; None is all.
 
-    Raises NotFound with the nearest names for one that is nobody's.
+    `also` are known too, but only by their names: neither a glob nor `all` means them. Raises NotFound with the nearest names
+    for one that is nobody's.
     """
-    if asked is None or list(asked) == ["all"]:
-        return list(known)
     found: set[str] = set()
-    for one in asked:
-        matching = fnmatch.filter(known, canonical(one))
-        if not matching:
-            close = near(one, known)
+    for one in ["all"] if asked is None else asked:
+        name = canonical(one)
+        matching = list(known) if name == "all" else [name] if name in also else fnmatch.filter(known, name)
+        if not matching and name != "all":
+            close = near(one, [*known, *also])
             hint = f"did you mean {' or '.join(close)}?" if close else f"the team is {', '.join(known)}"
             raise NotFound(f"there is no specialist {one!r}: {hint}")
         found.update(matching)
-    return [name for name in known if name in found]
+    return [name for name in [*known, *also] if name in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from protocol import names
 
@@ -19,11 +20,16 @@ Memory = Annotated[int, Meta(ge=1_048_576)]  # bytes
 BackendKind = Literal["auto", "ollama", "openai_compatible", "builtin"]
 RestartPolicy = Literal["never", "on_failure", "always"]
 Restarter = Literal["chorus", "systemd"]
+Place = tuple[str, int]  # an address and a port
+
+BACKLOG = 1024  # clients wait there while a process is replaced; the kernel caps it at net.core.somaxconn
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
 # Options that make a model server load the model anew. One profile for the whole team, or every answer reloads the model.
 LOAD_TIME_OPTIONS = frozenset({"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"})
+
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where this machine itself reaches who listens on all of them
 
 
 class Backend(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,11 +83,27 @@ class SpecialistSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gateway(Struct, frozen=True, forbid_unknown_fields=True):
+    """`allowed_hosts` are names by which others call it; `tls_certificate` and `tls_key` are PEM files, both or none.
+
+    `restart` and `max_rss_bytes` None mean those of the team, `engram_url` None our own store of conversations.
+    """
+
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 8003
-    also_ports: list[Port] = []
+    also_ports: Annotated[list[Port], Meta(max_length=8)] = []
     allowed_origins: list[str] = []
+    allowed_hosts: list[str] = []
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    behind_proxy: bool = False
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 4_194_304
+    requests_per_minute: Count = 600  # of one key, or of one client without a key
+    in_flight: Count = 256  # requests under way of one key, or of all clients without one
+    streams: Count = 1024
+    engram_url: str | None = None
+    restart: RestartPolicy | None = None
+    max_rss_bytes: Memory | None = None
 
 
 class History(Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,7 +140,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     cost: Cost = Cost()
 
 
-class SpecialistConfig(Struct, frozen=True, kw_only=True):
+class SpecialistConfig(Struct, frozen=True, kw_only=True, tag_field="child", tag="specialist"):
     """Everything one daemon needs, resolved: it reads nothing else.
 
     `addresses` are the hosts it listens on, all with the same port. `model` None lets the backend choose.
@@ -153,3 +175,74 @@ class SpecialistConfig(Struct, frozen=True, kw_only=True):
     @property
     def ai_id(self) -> str:
         return names.ai_id(self.name)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where it listens, first where it is asked how it is."""
+        return [(address, self.port) for address in self.addresses]
+
+    def elsewhere(self, places: list[Place]) -> SpecialistConfig:
+        """The same, listening there."""
+        return replace(self, addresses=[address for address, _ in places], port=places[0][1])
+
+    def setting_of(self, port: int) -> str:
+        """The key of the configuration that would change this port of it."""
+        return f"specialists.{self.name}.port"
+
+
+class Colleague(Struct, frozen=True):
+    """Where a specialist is reached."""
+
+    name: str
+    host: str
+    port: int
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True, tag_field="child", tag="gateway"):
+    """Everything the gateway needs, resolved: it reads nothing else.
+
+    `module` is the one whose `run` it is. `settings` has the files of TLS by their full paths. `roster` is who there is as
+    long as no supervisor says it: what else changes of a specialist is nothing to this process. `socket` is the control
+    socket. `allowed_uids` are the users of this machine that may talk to specialists; our own and root always may.
+    """
+
+    name: str = names.GATEWAY
+    module: str = "supervisor.gateway.process"
+    places: list[Place]
+    settings: Gateway
+    limits: Limits
+    roster: list[Colleague]
+    grace: float
+    retention_days: float
+    allowed_uids: list[int]
+    socket: str
+    data_dir: str
+    state_dir: str
+    log_dir: str | None = None  # None: to standard error
+
+    @property
+    def ai_id(self) -> str:
+        return self.name
+
+    @property
+    def port(self) -> int:
+        return self.places[0][1]
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it."""
+        host, port = self.places[0]
+        host = EVERY_ADDRESS.get(host, host)
+        scheme = "https" if self.settings.tls_certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def elsewhere(self, places: list[Place]) -> GatewayConfig:
+        """The same, listening there."""
+        return replace(self, places=places)
+
+    def setting_of(self, port: int) -> str:
+        """The key of the configuration that would change this port of it."""
+        return "gateway.port" if port == self.port else "gateway.also_ports"
+
+
+ChildConfig = SpecialistConfig | GatewayConfig  # of a process that is kept alive

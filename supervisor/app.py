@@ -3,7 +3,7 @@
     lock on the state folder
     └── fork server                     launched, or found alive
         └── house                       registry's journal, systemd's watchdog, signals
-            └── fleet                   one keeper for each specialist
+            └── fleet                   one keeper for each specialist, and one for the gateway
                 └── control socket      last up, first down
 
 The fleet is built anew when the fork server is lost; the registry stays.
@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -32,15 +32,15 @@ from msgspec.structs import replace
 
 from daemon.logs import start_logging
 from daemon.notify import Systemd
-from protocol.control import BackendStatus, SpecialistStatus, StatusReport
-from protocol.settings import SpecialistConfig
-from supervisor import notify
-from supervisor.config import Loaded, team
+from protocol.control import DISABLED, BackendStatus, KeptStatus, StatusReport
+from protocol.settings import ChildConfig
+from supervisor import notify, roster
+from supervisor.config import Loaded
 from supervisor.control import Control
 from supervisor.errors import AlreadyRunning, ForkServerLost
 from supervisor.fleet import descriptors, launch, obstacle, pidfiles, restart
 from supervisor.fleet.copies import Copies
-from supervisor.fleet.registry import Registry, is_kept_down, newcomer, read_journal
+from supervisor.fleet.registry import Entry, Registry, is_kept_down, newcomer, read_journal
 from supervisor.fleet.systemctl import own_manager
 from supervisor.observing import Observation
 from supervisor.operations import Fleet
@@ -111,7 +111,7 @@ def run(loaded: Loaded, reread: Callable[[], Loaded], *, ready_fd: int | None = 
 
 
 async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | None, forks: Path) -> None:
-    configs = team(loaded)
+    configs = roster.children(loaded)
     before = read_journal(journal_of(loaded))
     restarter = loaded.settings.supervision.restarter
     registry = Registry(journal_of(loaded), _entries(loaded, configs, before), _backend(loaded, before), restarter)
@@ -154,13 +154,13 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
             if restarter == "systemd":
                 knew = before is not None and before.supervisor.restarter == restarter
                 await Observation(loaded, fleet, systemd).run(configs, ready, resumed=resumed and knew)
-            running = {one.name: one.pid for one in before.specialists} if before is not None and resumed else {}
+            running = {name: one.pid for name, one in _known(before).items()} if resumed else {}
             missing, refused = "no supervisor was running", None
             while not fleet.down.is_set():
                 tenure = Tenure(fleet.loaded, fleet, systemd, reaper, copies, leaving)
                 began = time.monotonic()
                 try:
-                    await tenure.run(team(fleet.loaded), forks, running, missing, ready, resumed=resumed)
+                    await tenure.run(roster.children(fleet.loaded), forks, running, missing, ready, resumed=resumed)
                 except* ForkServerLost as errors:
                     logger.error("%s; starting over with a new one", errors.exceptions[0])
                     registry.happened(f"{errors.exceptions[0]}; starting over with a new one")
@@ -172,7 +172,7 @@ async def _house(loaded: Loaded, reread: Callable[[], Loaded], ready_fd: int | N
                         restart.LONGEST_DELAY if lost.gave_up else max(0.0, LEAST_TENURE - lasted)
                     ):
                         await stop.wait()
-                    running = {name: registry[name].pid for name in registry.names}
+                    running = {name: registry[name].pid for name in registry.everybody}
                     refused = await _start_over(loaded, fleet, forks)
                 resumed, missing = True, "the fork server was gone"
         await control.tell_the_last()
@@ -215,23 +215,29 @@ def _kill_out_of_reach(loaded: Loaded) -> None:
             os.kill(left.pid, signal.SIGKILL)
 
 
-def _entries(loaded: Loaded, configs: list[SpecialistConfig], before: StatusReport | None) -> list[SpecialistStatus]:
+def _entries(loaded: Loaded, configs: Sequence[ChildConfig], before: StatusReport | None) -> list[Entry]:
     """The team as the registry begins: stopped, with what is remembered of restarts and of the last exit."""
-    known = {one.name: one for one in before.specialists} if before is not None else {}
+    known = _known(before)
     resumed = before is not None and before.supervisor.state == "running"  # after a `down` everybody is wanted again
-    restarter = loaded.settings.supervision.restarter
 
-    def entry(config: SpecialistConfig) -> SpecialistStatus:
+    def entry(config: ChildConfig) -> Entry:
         last = known.get(config.name)
         if last is None:
             return newcomer(config)
         fields = ["restarts", "recycled", "last_exit", "started_because"]
-        if resumed and restarter == "chorus" and is_kept_down(last):
+        if resumed and loaded.settings.supervision.restarter == "chorus" and is_kept_down(last):
             fields += ["state", "since", "last_error", "remedy"]  # so it stays
         remembered = {field: getattr(last, field) for field in fields}
         return replace(newcomer(config), wanted=last.wanted if resumed else "up", **remembered)
 
     return [entry(config) for config in configs]
+
+
+def _known(before: StatusReport | None) -> dict[str, KeptStatus]:
+    """What the last supervisor wrote of those whom it kept, by name."""
+    if before is None:
+        return {}
+    return {one.name: one for one in (*before.specialists, before.gateway) if one.state != DISABLED}
 
 
 def _backend(loaded: Loaded, before: StatusReport | None) -> BackendStatus:

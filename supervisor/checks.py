@@ -187,7 +187,8 @@ def _expected(type_: Any) -> str:
     if isinstance(info, inspect.LiteralType):
         return "one of " + ", ".join(f'"{one}"' for one in info.values)
     if isinstance(info, inspect.ListType):
-        return f"a list of {_expected_items(info.item_type)}"
+        most = f"at most {info.max_length} " if info.max_length else ""
+        return f"a list of {most}{_expected_items(info.item_type)}"
     if isinstance(info, (inspect.IntType, inspect.FloatType)):
         return ("an integer" if isinstance(info, inspect.IntType) else "a number") + _limits(info.ge, info.gt, info.le)
     return "true or false" if isinstance(info, inspect.BoolType) else "a string"

@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from protocol import names
-from protocol.settings import DEFAULT_URL, Backend, Settings, SpecialistConfig, Supervision
-from supervisor import checks, locate, places, sense
+from protocol.settings import DEFAULT_URL, Settings, SpecialistConfig, Supervision
+from supervisor import checks, files, locate, places, sense
 from supervisor.checks import Leaves, Said, Source
 from supervisor.locate import Key, dotted
 from supervisor.places import Dirs
@@ -37,6 +37,7 @@ VARIABLES: dict[str, Key] = {
     "CHORUS_BACKEND": ("backend", "kind"),
     "CHORUS_BACKEND_URL": ("backend", "url"),
     "CHORUS_MODEL": ("backend", "model"),
+    "CHORUS_GATEWAY": ("gateway", "enabled"),
     "CHORUS_GATEWAY_PORT": ("gateway", "port"),
     "CHORUS_RESTARTER": ("supervision", "restarter"),
 }
@@ -70,8 +71,8 @@ class Loaded(Struct, frozen=True, kw_only=True):
     "/path/file.toml:8", a variable or a flag. `files` are those that were read, lowest layer first; `places` is where
     one may be, each with the time of its last change before it was read, or None where there was none.
     `url_asked_for` is whether somebody named the model server. The folders of `dirs` may not exist yet:
-    whoever writes makes them (`places.private_folder`). `api_key` is a secret. Members of the group `control_gid`
-    may control the team; they are among `allowed_uids`, too.
+    whoever writes makes them (`places.private_folder`). `api_key` is a secret; `tls` are the gateway's certificate and key.
+    Members of the group `control_gid` may control the team; they are among `allowed_uids`, too.
     """
 
     settings: Settings
@@ -82,6 +83,7 @@ class Loaded(Struct, frozen=True, kw_only=True):
     url_asked_for: bool
     allowed_uids: list[int]
     api_key: str | None
+    tls: tuple[str, str] | None = None
     control_gid: int | None = None
     places: dict[str, float | None] = {}
 
@@ -96,12 +98,12 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
     Raises ConfigError with every mistake there is.
     """
     dirs = places.dirs(environ)
-    files = _Files()
+    reading = _Files()
     candidates = _candidates(dirs, config_file, environ)
     changed = {str(path.absolute()): changed_at(path) for path, _ in candidates}
     for path, is_asked_for in candidates:
-        files.add(path, is_asked_for)
-    said, mistakes = files.said, files.mistakes
+        reading.add(path, is_asked_for)
+    said, mistakes = reading.said, reading.mistakes
     outer = [*_from_environment(environ), *_from_flags(flags)]
     for raw, source in outer:
         leaves, wrong = checks.read(raw, source)
@@ -112,20 +114,23 @@ def load(flags: dict[str, Any], config_file: Path | None, environ: Mapping[str, 
     group, wrong = _group(environ)
     mistakes += wrong
     spelled = _settings(said)
-    if files.all_parsed:  # or what the others say of it would be nonsense
+    if reading.all_parsed:  # or what the others say of it would be nonsense
         mistakes += [_mistake(key, what, said) for key, what in sense.findings(spelled, said)]
-    api_key, wrong = _api_key(spelled.backend, said, environ)
-    if mistakes := mistakes + wrong:
+    api_key, unread = files.api_key(spelled.backend, said, environ)
+    tls, unserved = files.tls(spelled.gateway, said, environ)
+    mistakes += [_mistake(key, what, said) for key, what in [*unread, *unserved]]
+    if mistakes:
         raise ConfigError(mistakes)
     return Loaded(
         settings=_canonical(spelled),
         origins=_origins(spelled, said),
-        files=files.read,
+        files=reading.read,
         dirs=dirs,
         socket=places.socket_path(dirs, environ),
         url_asked_for=spelled.backend.url is not None,
         allowed_uids=[*_uids(spelled.allow_users), *(sense.members(group) if group is not None else [])],
         api_key=api_key,
+        tls=tls,
         control_gid=group,
         places=changed,
     )
@@ -169,8 +174,9 @@ def team(loaded: Loaded) -> list[SpecialistConfig]:
 
 
 def supervision(loaded: Loaded, name: str) -> Supervision:
-    """How one specialist is kept: the team's settings under its own."""
-    team_wide, own = loaded.settings.supervision, loaded.settings.specialists.get(name)
+    """How one of them is kept: the team's settings under its own."""
+    team_wide, settings = loaded.settings.supervision, loaded.settings
+    own = settings.gateway if name == names.GATEWAY else settings.specialists.get(name)
     if own is None:
         return team_wide
     return msgspec.structs.replace(
@@ -212,9 +218,9 @@ class _Files:
             raw = tomllib.loads(text)
         except (FileNotFoundError, NotADirectoryError) as gone:
             if is_asked_for:
-                self._unreadable(f"{path}: {_reason(gone)}")
+                self._unreadable(f"{path}: {files.reason(gone)}")
         except OSError as unreadable:
-            self._unreadable(f"{path}: cannot be read: {_reason(unreadable)}")
+            self._unreadable(f"{path}: cannot be read: {files.reason(unreadable)}")
         except UnicodeDecodeError as foreign:
             self._unreadable(f"{path}:{foreign.object[: foreign.start].count(10) + 1}: expected UTF-8")
         except tomllib.TOMLDecodeError as broken:
@@ -228,10 +234,6 @@ class _Files:
     def _unreadable(self, mistake: str) -> None:
         self.mistakes.append(mistake)
         self.all_parsed = False
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _syntax(path: Path, text: str, message: str) -> str:
@@ -268,6 +270,8 @@ def _from_text(key: Key, text: str) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
     if key[-1] in ("port", "port_base") and text.strip().isdecimal():
         return int(text)
+    if key[-1] == "enabled":
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
     return text
 
 
@@ -376,24 +380,3 @@ def _origins(settings: Struct, said: Leaves, above: Key = ()) -> dict[str, str]:
     if not above:  # dictionaries have no defaults: what is in them was said
         origins |= {dotted(key): one.source.at(one.spelled) for key, one in said.items() if one.value != {}}
     return origins
-
-
-def _api_key(backend: Backend, said: Leaves, environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
-    """The key for a model server that wants one. Its file's path is relative to the file that names it."""
-    key = ("backend", "api_key_file")
-    if backend.kind != "openai_compatible" or not backend.api_key_file:
-        return None, []
-    path = Path(backend.api_key_file)
-    if path.parts[:1] == ("~",):
-        path = Path(environ.get("HOME", "/"), *path.parts[1:])
-    if said[key].source.lines is not None:
-        path = Path(said[key].source.name).parent / path
-    try:
-        text = path.read_text("utf-8").strip()
-    except OSError as unreadable:
-        return None, [_mistake(key, f"cannot read {path}: {_reason(unreadable)}", said)]
-    except UnicodeDecodeError:
-        text = ""
-    if not text or len(text.split()) != 1:
-        return None, [_mistake(key, f"expected one key in {path}, and nothing else", said)]
-    return text, []

@@ -19,6 +19,7 @@ import anyio.lowlevel
 import msgspec
 
 from protocol import control as messages
+from protocol import names as spelling
 from protocol.codec import BadLine, encode, error_reply, parse_json
 from protocol.control import CONTROL_TYPES, Outcome, Progress, Result, SpecialistStatus, decoders
 from protocol.errors import BadRequest, Busy, Forbidden, LineTooLong, ProtocolError, UnknownType
@@ -194,8 +195,8 @@ class _Caller:
         fleet.told.append(told)
         try:
             fleet.go_down(request.grace)
-            await self._with_progress(request, fleet.registry.names, fleet.down.wait)
-            await self._result(request, [Outcome(name) for name in fleet.registry.names])
+            await self._with_progress(request, fleet.registry.everybody, fleet.down.wait)
+            await self._result(request, [Outcome(name) for name in fleet.registry.everybody])
         finally:
             told.set()
 
@@ -252,7 +253,7 @@ class _Caller:
 
     async def _team_chat(self, request: messages.TeamChat) -> None:
         fleet = self._fleet
-        names = fleet.resolve(request.names)
+        asked = spelling.chosen(request.names, fleet.registry.names)
         try:
             fleet.team_chats.acquire_nowait()
         except anyio.WouldBlock:
@@ -261,7 +262,7 @@ class _Caller:
                 retry_after=1.0,
             ) from None
         try:
-            members = [_member(fleet.registry[name]) for name in names]
+            members = [_member(one) for one in fleet.registry.specialists if one.name in asked]
             question = TeamQuestion(content=request.content, timeout=request.timeout, deadline=request.deadline)
             async with ask_team(members, question) as events:
                 async for event in events:

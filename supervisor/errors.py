@@ -28,11 +28,15 @@ class ForkServerLost(SupervisorError):
 
 
 class CannotStart(SupervisorError):
-    """A process could not be started: its port is taken, or the machine has no room. `number` is the errno."""
+    """A process could not be started: its port is taken, or the machine has no room.
 
-    def __init__(self, number: int, reason: str) -> None:
+    `number` is the errno, `port` the one that it is about, where it is about one.
+    """
+
+    def __init__(self, number: int, reason: str, port: int | None = None) -> None:
         super().__init__(reason)
         self.number = number
+        self.port = port
 
 
 class NoServiceManager(SupervisorError):

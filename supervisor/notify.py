@@ -17,6 +17,7 @@ from daemon.notify import Systemd
 from protocol.client import connect_control
 from protocol.control import Status
 from protocol.errors import ProtocolError
+from protocol.names import GATEWAY
 from supervisor.fleet.registry import Registry
 
 logger = logging.getLogger("chorus.supervisor")
@@ -61,6 +62,8 @@ async def tell_status(systemd: Systemd, registry: Registry) -> None:
 def summary(registry: Registry) -> str:
     """The team in one line: how many are in which state, the usual one first."""
     house = registry.report([]).supervisor
-    counts = Counter(registry[name].state.replace("_", " ") for name in registry.names)
-    team = ", ".join(f"{count} {one}" for one, count in counts.most_common())
-    return f"{house.state}: {team}" + (f"; {house.notice}" if house.notice else "")
+    counts = Counter(one.state.replace("_", " ") for one in registry.specialists)
+    team = [f"{count} {one}" for one, count in counts.most_common()]
+    if GATEWAY in registry.everybody:
+        team.append(f"gateway {registry[GATEWAY].state.replace('_', ' ')}")
+    return f"{house.state}: {', '.join(team)}" + (f"; {house.notice}" if house.notice else "")

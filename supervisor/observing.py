@@ -7,13 +7,13 @@ units itself and in its order, and would wait for us while we wait for it. `chor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.abc
 
 from daemon.notify import Systemd
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.settings import ChildConfig, Supervision
 from supervisor.config import Loaded, supervision
 from supervisor.fleet import systemctl
 from supervisor.fleet.inbox import Command
@@ -33,7 +33,7 @@ class Observation:
         self._systemd = systemd
         self._marks = Marks(loaded.dirs.logs)
 
-    async def run(self, configs: list[SpecialistConfig], ready: Callable[[], None], *, resumed: bool) -> None:
+    async def run(self, configs: Sequence[ChildConfig], ready: Callable[[], None], *, resumed: bool) -> None:
         """Observes the specialists until asked to stop; where an operator asked, systemd is told to stop them.
 
         `resumed` leaves everybody as systemd has them; otherwise all are started. `ready` is called when the team can be asked.
@@ -63,7 +63,7 @@ class Observation:
                 fleet.down.set()
             self._group.cancel_scope.cancel()
 
-    def keep(self, config: SpecialistConfig, settings: Supervision) -> Observer:
+    def keep(self, config: ChildConfig, settings: Supervision) -> Observer:
         """An observer of somebody, observing."""
         observer = Observer(config, settings, self._units, self._fleet.registry, self._marks.write)
         self._fleet.keepers[config.name] = observer

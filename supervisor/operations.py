@@ -15,10 +15,12 @@ from protocol import names as spelling
 from protocol.control import Outcome
 from protocol.errors import Busy
 from protocol.messages import Request
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.names import GATEWAY
+from protocol.settings import ChildConfig, Supervision
 from supervisor.config import Loaded
 from supervisor.fleet.inbox import Command, Happening, Inbox
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, State, Wanted
+from supervisor.fleet.processes import is_ours
 from supervisor.fleet.registry import Registry
 
 TEAM_CHATS = 4  # run for others at once; more would take time from the health checks
@@ -27,10 +29,10 @@ SETBACK = 0.5  # a pause longer than this before the next try is an answer to wh
 
 
 class Keeping(Protocol):
-    """Whoever keeps one specialist: a Keeper, or an Observer where systemd is the restarter."""
+    """Whoever keeps a specialist or the gateway: a Keeper, or an Observer where systemd is the restarter."""
 
     name: str
-    config: SpecialistConfig
+    config: ChildConfig
     settings: Supervision
     state: State
     wanted: Wanted
@@ -40,7 +42,7 @@ class Keeping(Protocol):
     def pid(self) -> int | None: ...
 
     @property
-    def running(self) -> SpecialistConfig | None:
+    def running(self) -> ChildConfig | None:
         """What the process was started with; None without one."""
 
     @property
@@ -57,7 +59,7 @@ class Keeping(Protocol):
 class Ground(Protocol):
     """What the keepers stand on, as long as it holds."""
 
-    def keep(self, config: SpecialistConfig, settings: Supervision) -> Keeping:
+    def keep(self, config: ChildConfig, settings: Supervision) -> Keeping:
         """A keeper for somebody, already running."""
 
     async def settle(self, supervision: Supervision) -> None:
@@ -101,8 +103,16 @@ class Fleet:
         self.registry.configured(messages.Configured(time.time(), loaded.places))
 
     def resolve(self, asked: list[str] | None) -> list[str]:
-        """Names, aliases and globs into names, in the roster's order; raises NotFound with the nearest ones."""
-        return spelling.chosen(asked, self.registry.names)
+        """Names, aliases and globs into names, in the roster's order; raises NotFound with the nearest ones.
+
+        The gateway is meant only where it is named.
+        """
+        return spelling.chosen(asked, self.registry.names, [GATEWAY])
+
+    def is_member(self, name: str) -> bool:
+        """Whether the configuration in force has somebody of this name kept."""
+        settings = self.loaded.settings
+        return settings.gateway.enabled if name == GATEWAY else name in settings.roster
 
     async def command(self, request: messages.Named, names: list[str]) -> list[Outcome]:
         """Carries out start, stop, restart or drain for some, side by side; rolling restarts one after the other."""
@@ -152,9 +162,11 @@ class Fleet:
 
     async def _command_one(self, request: messages.Named, name: str) -> Outcome:
         keeper = self.keepers.get(name)
+        if keeper is None and not self.is_member(name):
+            return Outcome(name, error=f"{name}.enabled is false in the configuration: set it, then chorus reload")
         if keeper is None:
             return Outcome(name, error="the supervisor is still coming up: try again")
-        if name not in self.loaded.settings.roster:
+        if not self.is_member(name):
             return Outcome(name, old_pid=keeper.pid, error="it is not in the configuration any more, and is leaving")
         old = keeper.pid
         command = _command(request)
@@ -183,7 +195,7 @@ class Fleet:
     async def _carried_out(self, keeper: Keeping, wanted: Wanted, old: int | None, *, is_restart: bool) -> str | None:
         """Returns when it is so, or why it cannot be."""
         if wanted is Wanted.DRAINED and keeper.wanted is not wanted:
-            if keeper.config.command and keeper.state in RUNNING:
+            if not is_ours(keeper.config) and keeper.state in RUNNING:
                 return (
                     f"{keeper.name} runs a program of its own, which cannot be told to refuse requests: stop it instead"
                 )

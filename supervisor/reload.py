@@ -16,8 +16,9 @@ import anyio.to_thread
 
 from protocol.control import Change, Outcome, Plan
 from protocol.errors import Internal, ProtocolError, Unavailable
-from protocol.settings import SpecialistConfig
-from supervisor.config import ConfigError, Loaded, supervision, team
+from protocol.settings import ChildConfig
+from supervisor import roster
+from supervisor.config import ConfigError, Loaded, supervision
 from supervisor.errors import ForkServerLost
 from supervisor.fleet.inbox import Command, Reconfigured
 from supervisor.fleet.lifecycle import State, Wanted
@@ -66,17 +67,17 @@ class Reload:
         """Returns those that are leaving."""
         fleet = self._fleet
         loaded = await anyio.to_thread.run_sync(fleet.reread)
-        configs = {config.name: config for config in await anyio.to_thread.run_sync(team, loaded)}
+        configs = {config.name: config for config in await anyio.to_thread.run_sync(roster.children, loaded)}
         if fleet.stop.is_set():
             raise Unavailable("the team goes down")
         if fleet.ground is None or not fleet.keepers:
             raise Unavailable("the supervisor is still coming up: try again", retry_after=1.0)
-        now = {name: _member(keeper) for name, keeper in fleet.keepers.items() if name in fleet.loaded.settings.roster}
+        now = {name: _member(keeper) for name, keeper in fleet.keepers.items() if fleet.is_member(name)}
         then = {name: Member(config, supervision(loaded, name)) for name, config in configs.items()}
         self.plan = plan(now, then, fleet.loaded.settings, loaded.settings)
         if self._dry_run:
             return []
-        ground, changes = fleet.ground, self.plan.specialists
+        ground, changes = fleet.ground, self.plan.changes
         fleet.take(loaded)
         fleet.registry.happened(f"{READ}: {_summary(self.plan)}")
         self.planned.set()
@@ -101,7 +102,7 @@ class Reload:
         self,
         ground: Ground,
         change: Change,
-        configs: dict[str, SpecialistConfig],
+        configs: dict[str, ChildConfig],
         loaded: Loaded,
         now: dict[str, Member],
     ) -> tuple[Keeping, anyio.Event, bool, int | None] | None:
@@ -143,19 +144,15 @@ class Reload:
             old = self._pids[keeper.name]
             if not _has_left(fleet, keeper):
                 self.outcomes.append(given_up(keeper, old))
-            elif _is_member(fleet, keeper.name):
+            elif fleet.is_member(keeper.name):
                 self.outcomes.append(Outcome(keeper.name, old_pid=old, error="it is in the configuration again"))
             else:
                 self.outcomes.append(Outcome(keeper.name, old_pid=old))
 
 
-def _is_member(fleet: Fleet, name: str) -> bool:
-    return name in fleet.loaded.settings.roster
-
-
 def _has_left(fleet: Fleet, keeper: Keeping) -> bool:
     """Whether there is nothing more to wait for with one that was told to leave; it may have come back."""
-    return keeper.is_gone or keeper.inbox.is_closed or _is_member(fleet, keeper.name)
+    return keeper.is_gone or keeper.inbox.is_closed or fleet.is_member(keeper.name)
 
 
 async def _see_off(fleet: Fleet, keeper: Keeping, stop: Command) -> None:
@@ -163,7 +160,7 @@ async def _see_off(fleet: Fleet, keeper: Keeping, stop: Command) -> None:
     name = keeper.name
     await stop.taken.wait()
     await fleet.registry.wait_for(lambda: _has_left(fleet, keeper))
-    if _is_member(fleet, name):
+    if fleet.is_member(name):
         return
     if fleet.keepers.get(name) is keeper:
         del fleet.keepers[name]
@@ -192,7 +189,7 @@ def _summary(plan: Plan) -> str:
         "live": "changed live",
         "retry": "tried again",
     }
-    counts: Counter[str] = Counter(change.action for change in plan.specialists)
+    counts: Counter[str] = Counter(change.action for change in plan.changes)
     return (
         ", ".join(f"{counts[action]} {word}" for action, word in words.items() if counts[action]) or "nothing changed"
     )

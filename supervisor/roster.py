@@ -1,4 +1,4 @@
-"""Who is in the team: the port of each specialist, what it is told about itself, and what its daemon needs.
+"""Who is in the team: the port of each specialist, what it is told about itself, and what its daemon needs; and the gateway.
 
 The one writer of `ports.json` in the state folder, which holds the offsets given to names outside the table:
 they stay the same when the roster changes.
@@ -6,6 +6,7 @@ they stay the same when the roster changes.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import tomllib
@@ -19,7 +20,15 @@ from msgspec import Struct
 
 from protocol import names
 from protocol.errors import NotFound
-from protocol.settings import Backend, Settings, SpecialistConfig, SpecialistSettings
+from protocol.settings import (
+    Backend,
+    ChildConfig,
+    Colleague,
+    GatewayConfig,
+    Settings,
+    SpecialistConfig,
+    SpecialistSettings,
+)
 from supervisor.config import ConfigError, Loaded
 from supervisor.places import private_folder
 
@@ -46,7 +55,7 @@ def resolve(loaded: Loaded, name: str) -> SpecialistConfig:
     own, who = settings.specialists.get(name, UNKNOWN), persona(name, settings)
     return SpecialistConfig(
         name=name,
-        addresses=["127.0.0.1", "::1"] if settings.host in ("127.0.0.1", "localhost") else [settings.host],
+        addresses=addresses(settings.host),
         port=port_of(loaded, name),
         role=who.role,
         persona=f"{_preamble()}\n\n{who.persona}",
@@ -68,6 +77,44 @@ def resolve(loaded: Loaded, name: str) -> SpecialistConfig:
         command=own.command,
         command_dir=_said_in(loaded, f"specialists.{name}.command") if own.command else None,
     )
+
+
+def gateway(loaded: Loaded) -> GatewayConfig:
+    """Everything that the gateway needs, whether it is to run or not."""
+    settings, own = loaded.settings, loaded.settings.gateway
+    host = addresses(settings.host)[0]
+    certificate, key = loaded.tls or (None, None)
+    return GatewayConfig(
+        places=[(address, port) for port in (own.port, *own.also_ports) for address in addresses(own.host)],
+        # How it is kept is ours, and no news to the process.
+        settings=msgspec.structs.replace(
+            own, tls_certificate=certificate, tls_key=key, restart=None, max_rss_bytes=None
+        ),
+        limits=settings.limits,
+        roster=[Colleague(name, host, port_of(loaded, name)) for name in settings.roster],
+        grace=settings.supervision.grace,
+        retention_days=settings.history.retention_days,
+        allowed_uids=loaded.allowed_uids,
+        socket=str(loaded.socket),
+        data_dir=str(loaded.dirs.data),
+        state_dir=str(loaded.dirs.state),
+        log_dir=str(loaded.dirs.logs),
+    )
+
+
+def children(loaded: Loaded) -> list[ChildConfig]:
+    """Everybody who is to be kept alive: the whole roster, and the gateway where there is to be one."""
+    specialists = [resolve(loaded, name) for name in loaded.settings.roster]
+    settings = loaded.settings
+    has_gateway = settings.gateway.enabled and settings.supervision.restarter == "chorus"  # systemd has no unit of it
+    return [*specialists, *([gateway(loaded)] if has_gateway else [])]
+
+
+def addresses(host: str) -> list[str]:
+    """Where one listens for a host of the configuration; loopback is both of its addresses."""
+    if host in ("127.0.0.1", "localhost"):
+        return ["127.0.0.1", "::1"]
+    return [str(ipaddress.ip_address(host))]  # in the spelling of the kernel, by which a listener is known again
 
 
 def _told(backend: Backend) -> Backend:

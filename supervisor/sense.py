@@ -6,6 +6,7 @@ Pure, but for the lists of the machine's users and groups.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 from protocol import names
@@ -15,6 +16,9 @@ from supervisor.locate import Key
 
 # Nearer than protocol.names.near: there a suggestion is offered, here a name is refused.
 NEAR_MISS = 0.8
+# A browser writes both in small letters, and a name is no pattern.
+HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\]")
+ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://({HOST.pattern})(:\d{{1,5}})?")
 Finding = tuple[Key, str]
 
 
@@ -24,6 +28,7 @@ def findings(settings: Settings, said: Leaves) -> Iterator[Finding]:
     `settings` still has the spellings of its sources.
     """
     yield from _host(settings)
+    yield from _gateway(settings)
     yield from _roster(settings)
     yield from _mentioned(settings)
     yield from _ports(settings, said)
@@ -34,8 +39,23 @@ def findings(settings: Settings, said: Leaves) -> Iterator[Finding]:
             ("supervision", "hung_after"),
             "expected more than supervision.health_period, or all will seem hung",
         )
-    if settings.backend.url is not None and (problem := bad_url(settings.backend.url)):
-        yield ("backend", "url"), problem
+    for key, url in (
+        (("backend", "url"), settings.backend.url),
+        (("gateway", "engram_url"), settings.gateway.engram_url),
+    ):
+        if url is not None and (problem := bad_url(url)):
+            yield key, problem
+
+
+def is_address(host: str) -> bool:
+    """Whether one can listen there as it is written: a name may be any address, and another one tomorrow."""
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
 
 
 def is_loopback(host: str) -> bool:
@@ -64,6 +84,23 @@ def _host(settings: Settings) -> Iterator[Finding]:
     if not is_loopback(settings.host):
         what = f"expected 127.0.0.1, ::1 or localhost, got {shown(settings.host)}"
         yield ("host",), f"{what} - specialists answer this machine only; gateway.host may be any address"
+
+
+def _gateway(settings: Settings) -> Iterator[Finding]:
+    gateway = settings.gateway
+    if not is_address(gateway.host):
+        yield (
+            ("gateway", "host"),
+            f"expected an address such as 127.0.0.1 or 0.0.0.0, or localhost, got {shown(gateway.host)}",
+        )
+    for index, origin in enumerate(gateway.allowed_origins):
+        if not ORIGIN.fullmatch(origin):
+            what = f"expected an origin such as https://example.org, or with its port, got {shown(origin)}"
+            yield ("gateway", "allowed_origins", str(index)), what
+    for index, host in enumerate(gateway.allowed_hosts):
+        if not HOST.fullmatch(host):
+            what = f"expected a name such as box.example.org, without scheme and port, got {shown(host)}"
+            yield ("gateway", "allowed_hosts", str(index)), what
 
 
 def _near(name: str, known: Iterable[str]) -> str | None:

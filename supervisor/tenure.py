@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -21,7 +21,8 @@ from msgspec.structs import replace
 
 from daemon import listen
 from daemon.notify import Systemd
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.names import GATEWAY
+from protocol.settings import ChildConfig, Supervision
 from supervisor.config import Loaded
 from supervisor.config import supervision as how_kept
 from supervisor.errors import CannotStart, ForkServerLost
@@ -93,11 +94,12 @@ class Tenure:
         self._leaving = leaving
         self._marks = Marks(loaded.dirs.logs)
         self._brake = anyio.CapacityLimiter(LIVENESS_RESTARTS)
+        self._gateways_brake = anyio.CapacityLimiter(1)  # its hangs take no place from the specialists'
         self._keepers: dict[str, Keeper] = {}
 
     async def run(
         self,
-        configs: list[SpecialistConfig],
+        configs: Sequence[ChildConfig],
         forks: Path,
         running: dict[str, int | None],
         missing: str,
@@ -105,7 +107,7 @@ class Tenure:
         *,
         resumed: bool,
     ) -> None:
-        """Keeps the specialists until asked to stop. Raises ForkServerLost, in a group.
+        """Keeps the specialists and the gateway until asked to stop. Raises ForkServerLost, in a group.
 
         `forks` is where the fork server listens. `running` are the pids that were last known of, by name: what has become of
         them is found out, and said to have happened while `missing`. `resumed` goes on with what was wanted before; otherwise
@@ -135,9 +137,10 @@ class Tenure:
             fleet.went_down()
             group.cancel_scope.cancel()
 
-    def keep(self, config: SpecialistConfig, settings: Supervision) -> Keeper:
+    def keep(self, config: ChildConfig, settings: Supervision) -> Keeper:
         """A keeper for somebody, already running."""
-        keeper = Keeper(config, settings, self._link, self._fleet.registry, self._brake, self._marks.write)
+        brake = self._gateways_brake if config.name == GATEWAY else self._brake
+        keeper = Keeper(config, settings, self._link, self._fleet.registry, brake, self._marks.write)
         self._keepers[config.name] = keeper
         self._group.start_soon(keeper.run)
         return keeper
@@ -158,7 +161,7 @@ class Tenure:
             return living
         raise ForkServerLost(f"the process that holds the specialists' sockets says nothing for {MEETS_WITHIN:g} s")
 
-    async def _take_back(self, link: Link, living: Living, configs: list[SpecialistConfig]) -> Living:
+    async def _take_back(self, link: Link, living: Living, configs: Sequence[ChildConfig]) -> Living:
         """What lives, with those that a fork server which is gone has left: taken on, or else asked to end.
 
         The listening sockets come from our own copies, or where we are new too, out of the processes themselves.
@@ -168,7 +171,7 @@ class Tenure:
         for config in configs:
             if config.name not in living.held and (sockets := link.copies.of(config.name)):
                 try:
-                    await link.hold(config.name, config.addresses, sockets[0].getsockname()[1], sockets)
+                    await link.hold(config.name, sockets)
                 except CannotStart as error:
                     link.copies.drop(config.name)
                     logger.error("the port of %s cannot be handed over: %s", config.name, error)
@@ -178,7 +181,7 @@ class Tenure:
         for process in await takeover.left_behind(self._loaded.dirs.state / pidfiles.FOLDER, known):
             try:
                 if not link.copies.of(process.name) and (sockets := takeover.listeners_of(process)):
-                    await link.hold(process.name, process.addresses, process.port, sockets)
+                    await link.hold(process.name, sockets)
                 await link.adopt(process)
                 taken.append(process)
                 logger.info("%s (pid %d) has lost its fork server and is taken on", process.name, process.pid)
@@ -227,7 +230,8 @@ class Tenure:
         recorded: set[str] = set()
         missed: list[Exited] = []
         for exit_ in reversed(exits):
-            last = self._fleet.registry[exit_.name].last_exit if exit_.name in self._fleet.registry.names else None
+            known = exit_.name in self._fleet.registry.everybody
+            last = self._fleet.registry[exit_.name].last_exit if known else None
             if exit_.name in recorded or (last is not None and last.at == exit_.at):
                 recorded.add(exit_.name)
             else:
@@ -284,11 +288,11 @@ class Tenure:
             return None
         return last.cause if restart.is_kept_down(keeper.settings.restart, last.code) else None
 
-    async def _hold_place(self, link: Link, config: SpecialistConfig) -> None:
+    async def _hold_place(self, link: Link, config: ChildConfig) -> None:
         """Has a port of which nobody has a socket any more: whoever connects is told that nobody runs, as before."""
         if not link.copies.of(config.name):
             try:
-                await link.hold(config.name, config.addresses, config.port, listen.bind(config.addresses, config.port))
+                await link.hold(config.name, listen.bind(config.places))
             except (OSError, CannotStart) as error:
                 link.copies.drop(config.name)
                 logger.error("the port of %s cannot be had: %s", config.name, error)
@@ -323,7 +327,7 @@ async def _vacated(process: Process) -> None:
     """Returns when a process that was asked to end does not listen any more."""
     while True:
         try:
-            for listener in listen.bind(process.addresses, process.port):
+            for listener in listen.bind(process.places):
                 listener.close()
             return
         except OSError:

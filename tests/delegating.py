@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from team import ROOT, Team, command, free_port, free_port_base, wait_until
+from team import ROOT, Team, command, free_port_base, wait_until
 from user_manager import UserManager
 
 from supervisor import units
@@ -83,7 +83,7 @@ def delegated(tmp_path: Path, roster: list[str], drop_in: str = QUICK, config: s
             "CHORUS_PORT_BASE": str(base),
             "CHORUS_ROSTER": ",".join(roster),
             "CHORUS_BACKEND": "builtin",
-            "CHORUS_GATEWAY_PORT": str(free_port()),
+            "CHORUS_GATEWAY": "false",
         }
         loaded = load({}, None, environ | {"HOME": str(manager.home)})
         wanted = units.Team(

@@ -27,7 +27,7 @@ from team import ROOT, Team, free_port
 from protocol.client import ControlConnection, connect, connect_control
 from protocol.control import BackendStatus, Snapshot, SpecialistStatus, Status, StatusReport, Transition, Watch
 from protocol.messages import Health, HealthResponse
-from protocol.settings import RestartPolicy, SpecialistConfig, Supervision
+from protocol.settings import ChildConfig, RestartPolicy, SpecialistConfig, Supervision
 from supervisor import config as configuration
 from supervisor.fleet import calls
 from supervisor.fleet.calls import Exited, Living
@@ -37,7 +37,7 @@ from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.lifecycle import State
 from supervisor.fleet.link import Link, connected
 from supervisor.fleet.marks import Marks
-from supervisor.fleet.registry import Registry
+from supervisor.fleet.registry import Entry, Registry, newcomer
 
 BACKEND = BackendStatus("builtin", None, "ready", None)
 
@@ -107,16 +107,16 @@ class Kept:
         self.living = living
 
     @property
-    def status(self) -> SpecialistStatus:
+    def status(self) -> Entry:
         return self.registry[self.keeper.name]
 
-    async def until(self, holds: Callable[[SpecialistStatus], bool], within: float = 15.0) -> SpecialistStatus:
+    async def until(self, holds: Callable[[Entry], bool], within: float = 15.0) -> Entry:
         """The entry in the registry, as soon as something holds of it."""
         with anyio.fail_after(within):
             await self.registry.wait_for(lambda: holds(self.status))
         return self.status
 
-    async def until_state(self, *states: State, within: float = 15.0) -> SpecialistStatus:
+    async def until_state(self, *states: State, within: float = 15.0) -> Entry:
         return await self.until(lambda one: one.state in {state.value for state in states}, within)
 
     async def new_pid(self, old: int | None, within: float = 15.0) -> int:
@@ -129,21 +129,15 @@ class Kept:
 @asynccontextmanager
 async def keeping(
     path: Path,
-    *configs: SpecialistConfig,
+    *configs: ChildConfig,
     policy: RestartPolicy = "always",
     brake: int = 3,
     **said: Any,
 ) -> AsyncIterator[list[Kept]]:
-    """Keepers of these specialists on the fork server at `path`."""
+    """Keepers of these on the fork server at `path`."""
     settings = msgspec.structs.replace(Supervision(grace=2.0, restart=policy), **said)
     folder = Path(configs[0].log_dir or "").parent
-    entries = [
-        SpecialistStatus(
-            name=one.name, ai_id=one.ai_id, host=one.addresses[0], port=one.port, state="stopped", wanted="up"
-        )
-        for one in configs
-    ]
-    registry = Registry(folder / "registry.json", entries, BACKEND)
+    registry = Registry(folder / "registry.json", [newcomer(one) for one in configs], BACKEND)
     keepers: dict[str, Keeper] = {}
 
     def on_exit(exit_: Exited) -> None:

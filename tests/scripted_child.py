@@ -47,7 +47,7 @@ def main(name: str, port: str, folder: str, limits: str) -> None:
 
     setattr(process, "open_backend", chosen)  # noqa: B010 - a name that it imports, and does not export
     start_logging(config.name, None, {})
-    process.run(config, listen.bind(config.addresses, config.port))
+    process.run(config, listen.bind(config.places))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import anyio.lowlevel
 from msgspec import Struct
 
 from protocol.messages import BackendState, HealthResponse
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig
 from supervisor.errors import CannotStart
 from supervisor.fleet.calls import Exited, Process
 from supervisor.fleet.health import RETRY_AFTER, START_WITHIN, Answering, Silent, Verdict
@@ -64,7 +64,7 @@ class ScriptedLink:
         self.is_released = True
         self._pids = itertools.count(100)
 
-    async def fork(self, config: SpecialistConfig) -> int:
+    async def fork(self, config: ChildConfig) -> int:
         await anyio.lowlevel.checkpoint()
         if not self.can_fork:
             raise CannotStart(errno.EAGAIN, "Resource temporarily unavailable")
@@ -107,8 +107,7 @@ class ScriptedLink:
 
     async def watch(
         self,
-        host: str,
-        port: int,
+        config: ChildConfig,
         pid: int,
         period: float,
         hung_after: float,

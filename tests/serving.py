@@ -144,7 +144,7 @@ class Served(Port):
 async def serving(backend: Backend, folder: Path, *, grace: float = 0.0, **changes: Any) -> AsyncGenerator[Served]:
     """Serves until the end of the block; then everything that it started has ended."""
     config = config_in(folder, **changes)
-    listeners = bind(config.addresses[:1], 0)
+    listeners = bind([(config.addresses[0], 0)])
     port = listeners[0].getsockname()[1]
     for address in config.addresses[1:]:
         listeners += _also(address, port)
@@ -177,7 +177,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def _also(address: str, port: int) -> list[socket.socket]:
     try:
-        return bind([address], port)
+        return bind([(address, port)])
     except OSError:
         return []  # somebody has the same port at the other address
 

@@ -36,6 +36,7 @@ from protocol import names
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("CHORUS_", "XDG_", "OLLAMA_", "FAC", "NO_COLOR", "FORCE_COLOR", "SSH_", "PYTEST_")
 WITHIN = 60.0  # seconds for any one command
+GATEWAY_OFFSET = 199  # where the gateway of a test's team listens, from its port_base on
 
 
 class Team:
@@ -91,7 +92,8 @@ class Team:
             "XDG_RUNTIME_DIR": runtime,
             "PYTHONPATH": str(ROOT),
             "CHORUS_PORT_BASE": str(port_base),
-            "CHORUS_GATEWAY_PORT": str(free_port()),
+            "CHORUS_GATEWAY": "false",  # a test that is about it says so
+            "CHORUS_GATEWAY_PORT": str(port_base + GATEWAY_OFFSET),
         }
         if not ({"kind", "url"} & backend.keys() or {"CHORUS_BACKEND_URL", "OLLAMA_HOST"} & given.keys()):
             surroundings["CHORUS_BACKEND"] = "builtin"
@@ -136,6 +138,11 @@ class Team:
         if name in names.OFFSETS:
             return self.port_base + names.OFFSETS[name]
         return int(self.specialist(name)["port"])
+
+    @property
+    def gateway_port(self) -> int:
+        """Where the gateway listens, in a team that has one."""
+        return int(self.env["CHORUS_GATEWAY_PORT"])
 
     def status(self) -> dict[str, Any]:
         """`chorus status --json`."""
@@ -272,6 +279,7 @@ def free_port_base(roster: Sequence[str] | None = None) -> int:
     team = [names.canonical(name) for name in roster or names.ROSTER]
     wanted = [names.OFFSETS[name] for name in team if name in names.OFFSETS]
     wanted += range(100, 100 + len(team) - len(wanted))  # names outside the table
+    wanted.append(GATEWAY_OFFSET)
     bases = list(range(10_000, 32_000, 200))
     random.shuffle(bases)
     return next(base for base in bases if all(_is_free(base + offset) for offset in wanted))

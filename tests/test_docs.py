@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from team import free_port_base
+from team import GATEWAY_OFFSET, free_port_base
 from user_manager import UserManager
 
+from protocol.settings import Gateway
 from supervisor.cli.main import COMMANDS
 from supervisor.config import load
 from supervisor.config import team as whole_team
@@ -57,6 +58,7 @@ class Reader:
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(home / "run"),
             "CHORUS_PORT_BASE": str(base),
+            "CHORUS_GATEWAY_PORT": str(base + GATEWAY_OFFSET),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             # A model server of this machine must not answer: what is written is what a newcomer without one sees.
             "CHORUS_BACKEND": "builtin",
@@ -65,7 +67,7 @@ class Reader:
     def types(self, command: str) -> str:
         """Runs one line and returns everything it printed, in the ports of this run."""
         done = subprocess.run(
-            [*self.where, "bash", "-c", self._moved(command)],
+            [*self.where, "bash", "-c", moved(command, self.base)],
             cwd=ROOT,
             env=self.environ,
             stdin=subprocess.DEVNULL,
@@ -75,9 +77,6 @@ class Reader:
             timeout=60,
         )
         return done.stdout
-
-    def _moved(self, command: str) -> str:
-        return re.sub(r"\b45(\d{3})\b", lambda port: str(self.base + int(port[1])), command)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +100,15 @@ def steps(block: str) -> Iterator[tuple[str, list[str]]]:
     yield command, expected
 
 
+def moved(text: str, base: int) -> str:
+    """With the ports of this run."""
+    text = re.sub(r"\b45(\d{3})\b", lambda port: str(base + int(port[1])), text)
+    return re.sub(rf"\b{Gateway().port}\b", str(base + GATEWAY_OFFSET), text)
+
+
 def pattern(expected: list[str], base: int) -> re.Pattern[str]:
     """What must be printed: … is anything, ports are those of this run."""
-    text = re.sub(r"\b45(\d{3})\b", lambda port: str(base + int(port[1])), "\n".join(expected))
+    text = moved("\n".join(expected), base)
     return re.compile(re.escape(_level(text)).replace("…", r"[\s\S]*"))
 
 

@@ -43,6 +43,7 @@ class Machine:
         self.manager = manager
         base = free_port_base(ROSTER)
         self.env = {"CHORUS_PORT_BASE": str(base), "CHORUS_ROSTER": ",".join(ROSTER), "CHORUS_BACKEND": "builtin"}
+        self.env["CHORUS_GATEWAY"] = "false"
 
     def chorus(self, *args: str, user: str = "root", code: int = 0) -> str:
         """`chorus ARGS` as somebody; returns everything it printed."""

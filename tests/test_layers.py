@@ -127,6 +127,8 @@ def test_folders_of_tests_have_no_init() -> None:
         ("supervisor/team/fan_out.py", "from supervisor.gateway import app"),
         ("supervisor/gateway.py", "from supervisor.cli import main"),
         ("supervisor/gateway/api.py", "import daemon"),
+        ("supervisor/fleet/child.py", "from supervisor.gateway import process"),
+        ("supervisor/fleet/asking.py", "from supervisor.gateway.app import build"),
     ],
 )
 def test_an_import_that_points_upward_is_found(path: str, source: str) -> None:
@@ -146,6 +148,7 @@ def test_an_import_that_points_upward_is_found(path: str, source: str) -> None:
         ("supervisor/fleet/keeper.py", "from supervisor.config import load\nfrom . import health"),
         ("supervisor/team/fan_out.py", "from supervisor.fleet import registry\nfrom ..fleet import registry"),
         ("supervisor/gateway.py", "from supervisor.team import fan_out"),
+        ("supervisor/gateway/app.py", "from supervisor.fleet.processes import resident"),
         ("supervisor/cli/main.py", "import daemon\nfrom supervisor import gateway, app"),
         ("supervisor/app.py", "import daemon\nfrom supervisor.cli import main"),
     ],

@@ -72,4 +72,5 @@ def surroundings(home: Path, port_base: int) -> dict[str, str]:
         "XDG_RUNTIME_DIR": str(home / "run"),
         "CHORUS_PORT_BASE": str(port_base),
         "CHORUS_BACKEND": "builtin",
+        "CHORUS_GATEWAY": "false",  # what is measured here is the specialists
     }

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from protocol.settings import Gateway, SpecialistConfig
+from protocol.settings import ChildConfig
 from supervisor.checkup.check import Check, fail, ok, warn
+from supervisor.fleet import calls
 from supervisor.fleet.owner import describe, owner_of
 
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -23,12 +24,16 @@ class Claim(Struct, frozen=True):
     name: str
     port: int
     addresses: list[str]
+    setting: str
 
 
-def claims(configs: list[SpecialistConfig], gateway: Gateway) -> list[Claim]:
-    found = [Claim(config.name, config.port, config.addresses) for config in configs]
-    if gateway.enabled:
-        found += [Claim("gateway", port, [gateway.host]) for port in (gateway.port, *gateway.also_ports)]
+def claims(configs: Iterable[ChildConfig]) -> list[Claim]:
+    """One for each port of each of them."""
+    found = []
+    for config in configs:
+        for port in calls.ports(config.places):
+            addresses = [address for address, its in config.places if its == port]
+            found.append(Claim(config.name, port, addresses, config.setting_of(port)))
     return found
 
 
@@ -46,8 +51,7 @@ def ports(wanted: list[Claim], ours: Collection[int], answering: Collection[str]
         elif (owner := owner_of(claim.port)) is not None and owner.listening and owner.pid in ours:
             held.append(claim.port)
         else:
-            fact, remedy = describe(claim.port, claim.name)
-            remedy = remedy.replace("specialists.gateway.", "gateway.")
+            fact, remedy = describe(claim.port, claim.setting)
             yield fail(f"port.{claim.name}", f"{fact}, and {claim.name} needs it", remedy)
     if held:
         yield ok("ports.held", f"held by the team: {spans(held)}")

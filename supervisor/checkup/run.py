@@ -8,6 +8,7 @@ import anyio
 import psutil
 
 from protocol.control import StatusReport
+from supervisor import roster
 from supervisor.checkup import machine, ports, team
 from supervisor.checkup.check import Check
 from supervisor.checkup.models import models
@@ -35,7 +36,7 @@ async def checkup(
         group.start_soon(ask_team)
     answering = {name for name, one in heard.items() if one.health is not None}
     pids = _pids(report if answered else None, heard)
-    wanted = ports.claims(configs, loaded.settings.gateway)
+    wanted = ports.claims(roster.children(loaded))
     of_ports = await anyio.to_thread.run_sync(lambda: list(ports.ports(wanted, pids, answering)))
     restarter = loaded.settings.supervision.restarter
     known = {one.name: one for one in report.specialists} if report else {}

@@ -177,7 +177,7 @@ def _addresses_here(hosts: set[str]) -> list[str]:
     found = []
     for host in sorted(hosts):
         try:
-            for listener in listen.bind([host], 0):
+            for listener in listen.bind([(host, 0)]):
                 listener.close()
             found.append(host)
         except OSError:

@@ -105,14 +105,14 @@ def _need_ports(what: Installation) -> None:
 
     for one in team(what.loaded):
         try:
-            for listener in listen.bind(one.addresses, one.port):
+            for listener in listen.bind(one.places):
                 listener.close()
         except OSError:
             if pidfiles.read(what.loaded.dirs.state / pidfiles.FORK_SERVER):
                 return  # what a supervisor of this very team has left, which the next one takes over
             if what.systemd.state(f"specialist@{one.name}.socket").get("ActiveState") == "active":
                 continue
-            fact, remedy = describe(one.port, one.name)
+            fact, remedy = describe(one.port, one.setting_of(one.port))
             raise Failure(f"{one.name} could not listen: {fact}", Exit.FAILED, remedy=remedy) from None
 
 

@@ -37,13 +37,12 @@ def run_command(ctx: click.Context, name: str, port: int | None) -> int:
     config = msgspec.structs.replace(config, port=port or config.port, log_dir=None)
     environ = invocation(ctx).environ
     try:
-        listeners = listen.inherited(environ, config.addresses, config.port)
-        listeners = listeners or listen.bind(config.addresses, config.port)
+        listeners = listen.inherited(environ, config.places) or listen.bind(config.places)
     except listen.NotOurs as error:
         remedy = f"correct ListenStream= of the socket unit, or specialists.{config.name}.port"
         raise Failure(f"cannot start {config.name}: {error}", Exit.FAILED, remedy=remedy) from None
     except OSError:
-        fact, remedy = describe(config.port, config.name)
+        fact, remedy = describe(config.port, config.setting_of(config.port))
         raise Failure(f"cannot start {config.name}: {fact}", Exit.FAILED, remedy=remedy) from None
     systemd = Systemd(environ)
     if config.command:

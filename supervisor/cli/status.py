@@ -11,7 +11,8 @@ import click
 import msgspec
 
 from protocol import names as spelling
-from protocol.control import AS_ASKED, Configured, SpecialistStatus, StatusReport
+from protocol.control import AS_ASKED, DISABLED, Configured, GatewayStatus, KeptStatus, SpecialistStatus, StatusReport
+from protocol.names import GATEWAY
 from supervisor.cli import look
 from supervisor.cli.context import surroundings_of
 from supervisor.cli.exits import Exit, Failure
@@ -47,20 +48,28 @@ def status_command(ctx: click.Context, names: tuple[str, ...], as_json: bool, wa
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:
-        print_status(report)
+        print_status(for_people(report, chosen))
     if not answered:
         return Exit.NOT_RUNNING
-    return checked(report) if check else Exit.DONE
+    return checked(for_people(report, chosen)) if check else Exit.DONE
+
+
+def for_people(report: StatusReport, names: Sequence[str] | None) -> StatusReport:
+    """The report without the gateway where others were asked for. Programs are always told of it."""
+    if names is None or GATEWAY in map(spelling.canonical, names):
+        return report
+    return msgspec.structs.replace(report, gateway=GatewayStatus(url=None, state=DISABLED))
 
 
 def checked(report: StatusReport) -> int:
     """The exit code of --check."""
     if report.supervisor.notice:
         return Exit.FAILED
-    states = [one.state for one in report.specialists]
-    if all(state == "ready" for state in states):
-        return Exit.DONE
-    return Exit.NOT_RUNNING if not any(state in UP for state in states) else Exit.FAILED
+    team, gateway = [one.state for one in report.specialists], report.gateway.state
+    if not any(state in UP for state in team or [gateway]):
+        return Exit.NOT_RUNNING
+    is_well = all(state == "ready" for state in team) and gateway in ("ready", DISABLED)
+    return Exit.DONE if is_well else Exit.FAILED
 
 
 def print_status(report: StatusReport) -> None:
@@ -72,18 +81,33 @@ def print_status(report: StatusReport) -> None:
 
 
 def rendered(report: StatusReport) -> list[str]:
-    """The table's lines."""
-    rows = [_row(one) for one in report.specialists]
+    """The table's lines, and below it the gateway's."""
+    return [*(_table(report.specialists) if report.specialists else []), *_gateway(report.gateway)]
+
+
+def _table(specialists: Sequence[SpecialistStatus]) -> list[str]:
+    rows = [_row(one) for one in specialists]
     lines = look.table(HEADER, rows, look.width())
     if not look.wants_colour(sys.stdout):
         return lines
     start = max(len(row[0]) for row in [HEADER, *rows]) + 2
     painted = [click.style(lines[0], bold=True)]
-    for line, one in zip(lines[1:], report.specialists, strict=True):
+    for line, one in zip(lines[1:], specialists, strict=True):
         end = start + len(one.state)
         state = click.style(line[start:end], fg=look.STATE_COLOURS.get(one.state))
         painted.append(line[:start] + state + line[end:])
     return painted
+
+
+def _gateway(one: GatewayStatus) -> list[str]:
+    """`gateway  ready  http://127.0.0.1:8003  pid 4711  up 12s`; nothing where there is to be none."""
+    if one.state == DISABLED:
+        return []
+    parts = [one.name, look.paint(one.state, look.STATE_COLOURS.get(one.state), sys.stdout), one.url or "-"]
+    parts += [f"pid {one.pid}", f"up {look.duration(one.uptime)}"] if one.pid else []
+    parts += [f"{one.restarts} restarts"] if one.restarts else []
+    parts += [trouble] if (trouble := _trouble(one)) != "-" else []
+    return ["  ".join(parts)]
 
 
 def advice(report: StatusReport) -> list[str]:
@@ -108,11 +132,12 @@ def advice(report: StatusReport) -> list[str]:
         )
     elif running and backend.error:
         lines.append(f"model server: {backend.error}")
-    troubled = [one for one in report.specialists if one.last_error and one.state not in UP]
+    everybody: list[KeptStatus] = [*report.specialists, report.gateway]
+    troubled = [one for one in everybody if one.last_error and one.state not in UP]
     lines += [
         f"{one.name}: {one.last_error}{_due(one)}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled
     ]
-    lines += [f"{one.name}: {one.notice}" for one in report.specialists if one.notice]
+    lines += [f"{one.name}: {one.notice}" for one in everybody if one.notice]
     return lines
 
 
@@ -124,16 +149,21 @@ def _changed(configuration: Configured | None) -> str | None:
     return None
 
 
-def _due(one: SpecialistStatus) -> str:
+def _due(one: KeptStatus) -> str:
     delay = (one.next_due or 0.0) - time.time()
     return f"; next try in {delay:.0f} s" if delay > 0 else ""
 
 
-def _row(one: SpecialistStatus) -> Sequence[str]:
+def _trouble(one: KeptStatus) -> str:
+    """What is wrong, or what the process before this one ended of."""
     failed = one.last_exit is not None and one.restarts > 0 and one.last_exit.cause != AS_ASKED
     exit_ = f"last exit: {one.last_exit.cause}" if failed and one.last_exit and one.state in UP else ""
     if one.recycled and (one.started_because or "").startswith("recycled"):
         exit_ = one.started_because or ""
+    return look.harmless((one.last_error or exit_ or "-").splitlines()[0])
+
+
+def _row(one: SpecialistStatus) -> Sequence[str]:
     return (
         one.name,
         one.state,
@@ -144,7 +174,7 @@ def _row(one: SpecialistStatus) -> Sequence[str]:
         look.harmless(one.model) if one.model else "-",
         f"{one.tokens_per_second:.1f}" if one.tokens_per_second else "-",
         look.size(one.rss_bytes),
-        look.harmless((one.last_error or exit_ or "-").splitlines()[0]),
+        _trouble(one),
     )
 
 
@@ -158,7 +188,8 @@ def _report(loaded: Loaded, names: list[str] | None) -> tuple[StatusReport | Non
         last = last_report(loaded)
     if last is None:
         return None, False
-    return of_some(last, set(spelling.chosen(names, [one.name for one in last.specialists]))), False
+    everybody = [one.name for one in last.specialists]
+    return of_some(last, set(spelling.chosen(names, everybody, [GATEWAY]))), False
 
 
 def of_some(report: StatusReport, names: set[str]) -> StatusReport:

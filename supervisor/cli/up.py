@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from protocol.names import GATEWAY
 from supervisor.cli import look
 from supervisor.cli.context import arguments, invocation, settings_of, surroundings_of
 from supervisor.cli.exits import Exit, Failure, not_running
@@ -182,28 +183,42 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool, be
         async with supervisor(loaded) as connection:
             async for change in connection.ask(Watch()):
                 if isinstance(change, Snapshot):
-                    states = {one.name: one.state for one in change.status.specialists if one.wanted != "down"}
+                    team = (*change.status.specialists, change.status.gateway)
+                    states = {one.name: _seen(one.name, one.state, one.attempt) for one in team if one.wanted != "down"}
                     if not started:
                         pid = change.status.supervisor.pid
                         click.echo(f"already running (pid {pid})", err=True)
                 elif isinstance(change, Transition) and change.name in states:
-                    states[change.name] = change.to
+                    states[change.name] = _seen(change.name, change.to, change.attempt)
                 _progress(states)
                 if all(state in _SETTLED for state in states.values()):
                     break
     _progress_end()
     status = await report(loaded)
     print_status(status)
-    ready = sum(state in ("ready", "degraded") for state in states.values())
+    gateway = states.pop(GATEWAY, None)
+    ready = sum(state in _ANSWERS for state in states.values())
     if started:
         took = time.monotonic() - began
         click.echo(f"{ready} of {len(states)} specialists are up, after {took:.1f} s", err=True)
+    if gateway in _ANSWERS:
+        click.echo(f"the gateway is up: {status.gateway.url}", err=True)
+    elif gateway is not None:
+        click.echo(f"the gateway is not up: {status.gateway.last_error or status.gateway.state}", err=True)
     if patience.cancelled_caught:
         raise Failure(f"not everybody was up after {wait_timeout:g} s", Exit.TIMEOUT, remedy="chorus status --watch")
-    return Exit.DONE if ready == len(states) else Exit.PARTIAL
+    is_whole = ready == len(states) and (gateway is None or gateway in _ANSWERS)
+    return Exit.DONE if is_whole else Exit.PARTIAL
 
 
-_SETTLED = frozenset({"ready", "degraded", "failed", "draining"})
+_ANSWERS = frozenset({"ready", "degraded"})
+_BLOCKED = "blocked"
+_SETTLED = _ANSWERS | {"failed", "draining", _BLOCKED}
+
+
+def _seen(name: str, state: str, attempt: int) -> str:
+    """The state of somebody. A gateway whose port is taken may be without it for ever: the team does not wait for that."""
+    return _BLOCKED if name == GATEWAY and state == "backing_off" and attempt == 0 else state
 
 
 def _progress(states: dict[str, str]) -> None:
@@ -241,7 +256,7 @@ async def _down(loaded: Loaded, grace: float | None, own: bool) -> int:
                     raise not_running(f"the supervisor does not answer within {ANSWERS_WITHIN:g} s")
                 async for answer in connection.ask(Shutdown(grace=grace)):
                     if isinstance(answer, Progress) and answer.to == "stopped":
-                        stopped += 1
+                        stopped += answer.name != GATEWAY
                         cut = "" if "code 0" in answer.cause else f" ({answer.cause})"
                         click.echo(f"stopped {answer.name}{cut}", err=True)
                 await connection.receive()

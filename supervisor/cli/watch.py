@@ -8,12 +8,14 @@ import click
 import msgspec
 from msgspec.structs import replace
 
+from protocol import names as spelling
 from protocol.client import ControlConnection
 from protocol.control import HOUSE, AnyAnswer, Snapshot, Status, StatusReport, Transition, Watch
+from protocol.names import GATEWAY
 from supervisor.cli import look
 from supervisor.cli.exits import Exit
 from supervisor.cli.reach import supervisor
-from supervisor.cli.status import advice, of_some, rendered
+from supervisor.cli.status import advice, for_people, of_some, rendered
 from supervisor.config import Loaded
 
 HOME_AND_CLEAR = "\x1b[H\x1b[J"
@@ -24,7 +26,8 @@ async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -
     import anyio
 
     async with supervisor(loaded) as watching, supervisor(loaded) as asking:
-        named = {one.name for one in (await _status(asking, names)).specialists}
+        everybody = [one.name for one in (await _status(asking, None)).specialists]
+        named = set(spelling.chosen(names, everybody, [GATEWAY]))
         chosen = named if names is not None else None  # everybody: those too who are added meanwhile
         async for answer in watching.ask(Watch()):
             change = _about(chosen, answer)
@@ -34,9 +37,9 @@ async def watch_status(loaded: Loaded, names: list[str] | None, as_json: bool) -
                 click.echo(msgspec.json.encode(change).decode())
                 sys.stdout.flush()
             elif not look.wants_colour(sys.stdout):
-                _tell(change)
+                _tell(change, names)
             else:
-                _draw(await _status(asking, names))
+                _draw(for_people(await _status(asking, names), names))
             await anyio.lowlevel.checkpoint()
     return Exit.DONE
 
@@ -56,11 +59,11 @@ def _about(names: set[str] | None, change: AnyAnswer) -> AnyAnswer | None:
     return change
 
 
-def _tell(change: object) -> None:
+def _tell(change: object, names: list[str] | None) -> None:
     if isinstance(change, Transition):
         click.echo(f"{change.name}: {change.from_} -> {change.to} ({change.cause})")
     elif isinstance(change, Snapshot):
-        for line in rendered(change.status):
+        for line in rendered(for_people(change.status, names)):
             click.echo(line)
 
 

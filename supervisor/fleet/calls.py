@@ -7,11 +7,12 @@ Every call is answered by one `Answered` with its number. `Exited` comes by itse
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
 
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig, Place
 
 FORK_SERVER = "chorus: fork server"  # its title; see `title` for those of its children
 MOST_SOCKETS = 32  # that come with one call or answer
@@ -24,8 +25,8 @@ class Process(Struct, frozen=True, kw_only=True):
     """A process that lives; `started` is a Unix time. `stopping` when it was sent TERM, `draining` when USR1.
 
     `ticks` and `boot` tell it from a later process of the same number: when it began, in ticks since which boot.
-    `addresses` and `port` are where it listens, `fingerprint` is that of the configuration it was started with, `grace` what
-    it gives itself when it is asked to end.
+    `places` are where it listens, `fingerprint` is that of the configuration it was started with, `grace` what it gives itself
+    when it is asked to end.
     """
 
     name: str
@@ -33,8 +34,7 @@ class Process(Struct, frozen=True, kw_only=True):
     started: float
     ticks: int | None = None
     boot: str = ""
-    addresses: list[str] = []
-    port: int = 0
+    places: list[Place] = []
     draining: bool = False
     stopping: bool = False
     fingerprint: str = ""
@@ -58,22 +58,20 @@ class Lend(Call, frozen=True, tag="lend", kw_only=True):
 
 
 class Fork(Call, frozen=True, tag="fork", kw_only=True):
-    """Start a process for a specialist. Its port is bound where it is not held yet; another port of the name is let go.
+    """Start a process. Its places are bound where they are not held yet; other places of the name are let go.
 
-    Copies of the listeners come with the answer when they are new, and when the caller says that it has none.
+    Copies of the listeners come with the answer when they are not what they were, and when the caller says that it has none.
     """
 
-    config: SpecialistConfig
+    config: ChildConfig
     has_copies: bool = False
 
 
 class Hold(Call, frozen=True, tag="hold", kw_only=True):
-    """Hold the listeners that come with this call, bound to a place before: those of a fork server that is gone."""
+    """Hold the listeners that come with this call, which are bound to these places: those of a fork server that is gone."""
 
     name: str
-    addresses: list[str]
-    port: int
-    listeners: int
+    places: list[Place]
 
 
 class Adopt(Call, frozen=True, tag="adopt", kw_only=True):
@@ -114,12 +112,16 @@ AnyCall = Release | Lend | Fork | Hold | Adopt | Signal | Noted | Policy | Ping 
 
 
 class Answered(Struct, frozen=True, tag_field="report", tag="answered", kw_only=True, omit_defaults=True):
-    """The answer to a call. `error` with its errno where it failed; `listeners` is how many sockets come with it."""
+    """The answer to a call. `error` with its errno where it failed, and the port that it is about, where it is about one.
+
+    `listeners` is how many sockets come with it.
+    """
 
     number: int
     pid: int | None = None
     errno: int | None = None
     error: str | None = None
+    port: int | None = None
     listeners: int = 0
 
 
@@ -150,15 +152,20 @@ decode_call = msgspec.json.Decoder(AnyCall).decode
 decode_report = msgspec.json.Decoder(AnyReport).decode
 
 
-def fingerprint(config: SpecialistConfig) -> str:
+def fingerprint(config: ChildConfig) -> str:
     """Tells two configurations apart: a process of another one is replaced. Grace is held to from outside."""
     told = msgspec.structs.replace(config, grace=0.0)
     return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
 
 
-def title(name: str, port: int) -> str:
-    """What ps shows of a specialist, and nobody else has: a survivor is known by it."""
-    return f"chorus: {name} [{port}]"
+def title(name: str, *ports: int) -> str:
+    """What ps shows of a process, and nobody else has: a survivor is known by it."""
+    return f"chorus: {name} [{' '.join(map(str, ports))}]"
+
+
+def ports(places: Iterable[Place]) -> list[int]:
+    """Each port of these places, once."""
+    return list(dict.fromkeys(port for _, port in places))
 
 
 def line(message: Struct) -> bytes:

@@ -1,4 +1,5 @@
 """What a forked child does until it is a specialist: our own daemon in this very interpreter, or a program in any language.
+Or until it is the gateway, whose code is loaded in the child alone.
 
 Such a program finds its listening sockets as sd_listen_fds(3) describes, speaks the same wire, and is kept like the others.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import signal
 import socket
@@ -19,7 +21,7 @@ from setproctitle import setproctitle
 
 from daemon import process
 from daemon.logs import start_logging
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig, GatewayConfig, SpecialistConfig
 from supervisor.fleet import calls, descriptors, pidfiles
 
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
@@ -28,14 +30,14 @@ OUT_OF_THE_WAY = 64  # descriptors from here on cannot be among those that are p
 NOT_PASSED_ON = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls.Process, pids: Path) -> NoReturn:
-    """Is the specialist until its end. Whatever else the fork server had open is closed by now.
+def become(config: ChildConfig, listeners: list[socket.socket], born: calls.Process, pids: Path) -> NoReturn:
+    """Is that process until its end. Whatever else the fork server had open is closed by now.
 
     `born` is what the fork server knows of us.
     """
     code = 1
     try:
-        setproctitle(calls.title(config.name, config.port))
+        setproctitle(calls.title(config.name, *calls.ports(config.places)))
         log_dir = Path(config.log_dir) if config.log_dir else None
         if log_dir is not None:
             redirect_output(log_dir / f"{config.name}.out")
@@ -43,7 +45,11 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
             pidfiles.create(pids, born)
         except OSError as error:  # a full disk; as long as there is a supervisor, it finds us as its own child
             complain(f"cannot write to {pids}: {error}")
-        if config.command:
+        if isinstance(config, GatewayConfig):
+            start_logging(config.name, log_dir, os.environ)
+            importlib.import_module(config.module).run(config, listeners)
+            code = 0
+        elif config.command:
             code = calls.CANNOT_EXECUTE
             descriptors.as_usual()
             execute(config, config.command, listeners)
@@ -51,6 +57,9 @@ def become(config: SpecialistConfig, listeners: list[socket.socket], born: calls
             start_logging(config.name, log_dir, os.environ)
             process.run(config, listeners)
             code = 0
+    except SystemExit as refusal:  # it cannot be what it is to be, and says why
+        code = calls.CANNOT_EXECUTE
+        complain(str(refusal))
     except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
         sys.excepthook(*sys.exc_info())
     finally:

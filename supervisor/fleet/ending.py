@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from protocol.control import LastExit
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig
 from supervisor.fleet.calls import CANNOT_EXECUTE, Exited
 
 LAST_WORDS = 512  # bytes of raw output that are looked at
@@ -21,10 +21,10 @@ def sentence(exit_: Exited) -> str:
     return f"exited with code {exit_.code}"
 
 
-def cause(exit_: Exited, running: SpecialistConfig) -> str:
-    """The same, and why where it could not become the program that it was to be."""
+def cause(exit_: Exited, running: ChildConfig) -> str:
+    """The same, and why where it could not become what it was to be."""
     how = sentence(exit_)
-    if not running.command or exit_.code != CANNOT_EXECUTE or not running.log_dir:
+    if exit_.code != CANNOT_EXECUTE or not running.log_dir:
         return how
     try:
         with (Path(running.log_dir) / f"{running.name}.out").open("rb") as raw:

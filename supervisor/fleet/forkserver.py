@@ -1,4 +1,6 @@
-"""The process that holds every listening socket and is the parent of every specialist. No event loop, no policy.
+"""The process that holds every listening socket and is the parent of every specialist, and of the gateway.
+
+No event loop, no policy.
 
 It outlives the supervisor: the next one connects to the same UNIX socket, is told what lives and who ended meanwhile, and
 goes on. It has the specialists' code loaded, so a fork answers a few milliseconds later, and it forks from its only thread:
@@ -17,7 +19,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +30,7 @@ from setproctitle import setproctitle
 from daemon import listen
 from daemon.rehearsal import rehearse
 from protocol.framing import LineBuffer
-from protocol.settings import SpecialistConfig
+from protocol.settings import BACKLOG, ChildConfig, Place
 from supervisor.fleet import calls, descriptors, pidfiles
 from supervisor.fleet.calls import Answered, Exited, Living, Process
 from supervisor.fleet.child import become, complain, redirect_output
@@ -68,8 +70,7 @@ class ForkServer:
         self._has_asked = False  # whoever connects only to look says nothing, and nothing follows from its end
         self._lines = LineBuffer(None)
         self._sockets: deque[int] = deque()  # came with a call that is not read yet
-        self._listeners: dict[str, list[socket.socket]] = {}
-        self._places: dict[str, tuple[list[str], int]] = {}  # what each name's listeners were bound to
+        self._listeners: dict[str, dict[Place, socket.socket]] = {}  # of each name, by what it was bound to
         self._processes: dict[int, Process] = {}
         self._adopted: dict[int, int] = {}  # pidfd: pid of those that are not our children
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
@@ -157,7 +158,7 @@ class ForkServer:
                 case calls.Release():
                     self._release(call.name)
                 case calls.Lend():
-                    self._tell(answer, self._listeners.get(call.name, []))
+                    self._tell(answer, self._sockets_of(call.name))
                     return
                 case calls.Fork():
                     self._start(call)
@@ -177,19 +178,21 @@ class ForkServer:
                     self._tell(answer)
                     os._exit(0)
         except OSError as error:
-            answer = Answered(number=call.number, errno=error.errno, error=error.strerror or str(error))
+            port = error.port if isinstance(error, listen.CannotBind) else None
+            answer = Answered(number=call.number, errno=error.errno, error=error.strerror or str(error), port=port)
         self._tell(answer)
 
     def _start(self, call: calls.Fork) -> None:
         name = call.config.name
-        is_new = self._bind(name, call.config.addresses, call.config.port)
+        before = set(self._listeners.get(name, ()))
+        new = self._bind(name, call.config.places)
         try:
             pid = self._fork(call.config)
         except OSError:
-            if is_new:
-                self._release(name)  # nobody was given copies of this place, so it has to be new the next time too
+            self._close(name, new)  # nobody was given copies of these, so they have to be new the next time too
             raise
-        sockets = self._listeners[name] if is_new or not call.has_copies else ()
+        is_same = before == self._listeners[name].keys()
+        sockets = () if is_same and call.has_copies else self._sockets_of(name)
         self._tell(Answered(number=call.number, pid=pid), sockets)
 
     def _tell(self, report: calls.AnyReport, sockets: Sequence[socket.socket] = ()) -> None:
@@ -219,36 +222,47 @@ class ForkServer:
 
     # -- listeners ----------------------------------------------------------------------------------------------------------
 
-    def _bind(self, name: str, addresses: list[str], port: int) -> bool:
-        """Holds a place; returns whether it was bound just now."""
-        if self._places.get(name) == (addresses, port):
-            for listener in self._listeners[name]:
-                listener.listen(listen.BACKLOG)  # again: whoever had it may have shut it down, or cut its backlog
-            return False
-        bound = listen.bind(addresses, port)
-        self._release(name)
-        self._listeners[name] = bound
-        self._places[name] = (addresses, port)
-        return True
+    def _sockets_of(self, name: str) -> list[socket.socket]:
+        return list(self._listeners.get(name, {}).values())
+
+    def _bind(self, name: str, places: list[Place]) -> list[Place]:
+        """Holds these places of a name and no others; returns those that were bound just now."""
+        held = self._listeners.get(name, {})
+        kept = {place: held[place] for place in places if place in held}
+        for listener in kept.values():
+            listener.listen(BACKLOG)  # again: whoever had it may have shut it down, or cut its backlog
+        try:
+            bound = listen.bind([place for place in places if place not in kept])
+        except listen.CannotBind as error:
+            if not kept or error.errno not in listen.NOT_HERE:
+                raise
+            bound = []  # as before: a family of addresses that this machine does not have
+        new = {listener.getsockname()[:2]: listener for listener in bound}
+        self._listeners[name] = held | new
+        self._close(name, held.keys() - kept.keys())
+        return list(new)
 
     def _hold(self, call: calls.Hold) -> None:
-        if len(self._sockets) < call.listeners:
+        if len(self._sockets) < len(call.places):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # recvmsg(2) leaves out what we may not open
         self._release(call.name)
-        held = [socket.socket(fileno=self._sockets.popleft()) for _ in range(call.listeners)]
-        for one in held:
+        held = {place: socket.socket(fileno=self._sockets.popleft()) for place in call.places}
+        for one in held.values():
             one.set_inheritable(False)  # what recvmsg(2) opens is, and a program would have it beside what it is given
         self._listeners[call.name] = held
-        self._places[call.name] = (call.addresses, call.port)
 
     def _release(self, name: str) -> None:
-        self._places.pop(name, None)
-        for listener in self._listeners.pop(name, []):
-            listener.close()
+        self._close(name, list(self._listeners.get(name, ())))
+
+    def _close(self, name: str, places: Iterable[Place]) -> None:
+        for place in places:
+            self._listeners[name].pop(place).close()
+        if not self._listeners.get(name):
+            self._listeners.pop(name, None)
 
     # -- processes ----------------------------------------------------------------------------------------------------------
 
-    def _fork(self, config: SpecialistConfig) -> int:
+    def _fork(self, config: ChildConfig) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         described = calls.fingerprint(config)
@@ -263,21 +277,20 @@ class ForkServer:
         self._processes[pid] = self._described(config, pid, described)
         return pid
 
-    def _described(self, config: SpecialistConfig, pid: int, fingerprint: str) -> Process:
+    def _described(self, config: ChildConfig, pid: int, fingerprint: str) -> Process:
         return Process(
             name=config.name,
             pid=pid,
             started=time.time(),
             ticks=pidfiles.ticks_of(pid),
             boot=self._boot,
-            addresses=config.addresses,
-            port=config.port,
+            places=config.places,
             fingerprint=fingerprint,
             grace=config.grace,
         )
 
-    def _become(self, config: SpecialistConfig, fingerprint: str) -> NoReturn:
-        """In the child: leaves behind what is the fork server's, and is a specialist until the end."""
+    def _become(self, config: ChildConfig, fingerprint: str) -> NoReturn:
+        """In the child: leaves behind what is the fork server's, and is somebody else until the end."""
         try:
             os.setsid()  # signals to the group of one specialist reach nobody else
             signal.set_wakeup_fd(-1)
@@ -291,10 +304,10 @@ class ForkServer:
                 os.close(descriptor)
             for name, others in self._listeners.items():
                 if name != config.name:
-                    for other in others:
+                    for other in others.values():
                         other.close()
             born = self._described(config, os.getpid(), fingerprint)
-            become(config, self._listeners[config.name], born, self._pids)
+            become(config, self._sockets_of(config.name), born, self._pids)
         finally:
             os._exit(1)  # whatever happens, a second fork server it is not
 

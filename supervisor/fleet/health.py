@@ -22,10 +22,10 @@ import anyio
 import anyio.abc
 from msgspec import Struct
 
-from protocol.client import Connection, connect
 from protocol.errors import PeerError, ProtocolError
-from protocol.messages import Health, HealthResponse
-from protocol.settings import Supervision
+from protocol.messages import HealthResponse
+from protocol.settings import ChildConfig, GatewayConfig, Supervision
+from supervisor.fleet.asking import Ask, asking
 from supervisor.fleet.lifecycle import Event
 
 logger = logging.getLogger("chorus.supervisor")
@@ -55,8 +55,7 @@ Verdict = Answering | Silent
 
 
 async def watch(
-    host: str,
-    port: int,
+    config: ChildConfig,
     pid: int,
     period: float,
     hung_after: float,
@@ -74,16 +73,16 @@ async def watch(
         allowed = max(LEAST_PATIENCE, limit - (asked - heard))
         with anyio.move_on_after(allowed) as patience:
             try:
-                async with connect(host, port) as connection:
-                    answer = await _ask(connection)
+                async with asking(config) as ask:
+                    answer = await ask()
                     if _is_of(answer.pid, pid):
                         report(Answering(answer))
                         limit = hung_after
                         patience.deadline = math.inf  # the rounds have limits of their own
-                        heard = await _keep_asking(connection, port, period, hung_after, is_waited_for, report)
+                        heard = await _keep_asking(ask, config.port, period, hung_after, is_waited_for, report)
                         continue  # by the door: silence counts when the door stays shut as well
             except ProtocolError as error:
-                _tell(port, error)
+                _tell(config.port, error)
         if patience.cancelled_caught and _was_late(asked + allowed):
             heard = time.monotonic()
         silent_for = time.monotonic() - heard
@@ -93,7 +92,7 @@ async def watch(
 
 
 async def _keep_asking(
-    connection: Connection,
+    ask: Ask,
     port: int,
     period: float,
     hung_after: float,
@@ -114,7 +113,7 @@ async def _keep_asking(
         allowed = max(LEAST_PATIENCE, hung_after - (asked - heard))
         with anyio.move_on_after(allowed) as patience:
             try:
-                report(Answering(await _ask(connection)))
+                report(Answering(await ask()))
             except ProtocolError as error:
                 _tell(port, error)
                 return heard
@@ -144,15 +143,8 @@ def _was_late(due: float) -> bool:
     return time.monotonic() - due > OWN_LATENESS
 
 
-async def _ask(connection: Connection) -> HealthResponse:
-    answer = await connection.call(Health())
-    if not isinstance(answer, HealthResponse):
-        raise PeerError("a health check was answered by something else")
-    return answer
-
-
 class Watching:
-    """The health checks of one specialist's process: of one at a time. Written by its keeper.
+    """The health checks of one name's processes: of one at a time. Written by its keeper.
 
     `report` is called with the pid and every verdict; `is_waited_for` as in `watch`.
     """
@@ -162,7 +154,7 @@ class Watching:
         self._is_waited_for = is_waited_for
         self._scope: anyio.CancelScope | None = None
 
-    def begin(self, group: anyio.abc.TaskGroup, place: tuple[str, int], pid: int, settings: Supervision) -> None:
+    def begin(self, group: anyio.abc.TaskGroup, config: ChildConfig, pid: int, settings: Supervision) -> None:
         """Watches a process in the keeper's own group, and nobody else any more."""
         self.end()
         scope = self._scope = anyio.CancelScope()
@@ -171,7 +163,7 @@ class Watching:
         async def run() -> None:
             with scope:
                 told = partial(self._report, pid)
-                await watch(*place, pid, period, hung_after, self._is_waited_for, told)
+                await watch(config, pid, period, hung_after, self._is_waited_for, told)
 
         group.start_soon(run)
 
@@ -188,15 +180,22 @@ def judged(seen: HealthResponse) -> tuple[Event, str, str | None]:
     return Event.UNWELL, seen.backend.error or f"the model server is {seen.backend.state}", "chorus doctor"
 
 
-def figures(seen: HealthResponse) -> dict[str, object]:
+def figures(config: ChildConfig, seen: HealthResponse) -> dict[str, object]:
     """What the registry takes of an answer, by the names of its fields."""
-    return {
+    of_everybody: dict[str, object] = {"in_flight": seen.in_flight, "rss_bytes": seen.rss_bytes}
+    if isinstance(config, GatewayConfig):
+        return of_everybody
+    return of_everybody | {
         "model": seen.model,
         "backend": seen.backend.kind,
-        "in_flight": seen.in_flight,
         "queued": seen.queued,
         "first_token_ms": seen.first_token_ms,
         "tokens_per_second": seen.tokens_per_second,
         "prompt_tokens_per_second": seen.prompt_tokens_per_second,
-        "rss_bytes": seen.rss_bytes,
     }
+
+
+def nothing_measured(config: ChildConfig) -> dict[str, object]:
+    """What the registry takes of one that has ended."""
+    of_everybody: dict[str, object] = {"in_flight": 0, "rss_bytes": None}
+    return of_everybody if isinstance(config, GatewayConfig) else of_everybody | {"queued": 0}

@@ -9,7 +9,7 @@ import anyio
 from msgspec import Struct, field
 
 from protocol.errors import Busy
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.settings import ChildConfig, Supervision
 from supervisor.fleet.calls import Exited, Process
 from supervisor.fleet.health import Verdict
 from supervisor.fleet.systemctl import Unit
@@ -62,7 +62,7 @@ class Reconfigured(Struct, frozen=True):
     `lets_go` where the old process must leave its port before the next one is to be had. `taken` as in Command.
     """
 
-    config: SpecialistConfig
+    config: ChildConfig
     settings: Supervision
     changed: list[str] = []
     lets_go: bool = False

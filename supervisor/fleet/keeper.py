@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from protocol.control import AS_ASKED, BackendStatus
 from protocol.messages import HealthResponse
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.settings import ChildConfig, SpecialistConfig, Supervision
 from supervisor.errors import CannotStart
 from supervisor.fleet import ending, health, obstacle, processes, restart
 from supervisor.fleet.calls import Exited, Process, fingerprint
@@ -32,8 +32,8 @@ from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep
 from supervisor.fleet.link import Link
 from supervisor.fleet.memory import Ceiling
 from supervisor.fleet.pause import Pause
-from supervisor.fleet.processes import Processes
-from supervisor.fleet.registry import Registry
+from supervisor.fleet.processes import Processes, is_ours
+from supervisor.fleet.registry import Registry, told_of
 
 logger = logging.getLogger("chorus.supervisor")
 
@@ -47,7 +47,7 @@ class Keeper:
 
     def __init__(
         self,
-        config: SpecialistConfig,
+        config: ChildConfig,
         settings: Supervision,
         link: Link,
         registry: Registry,
@@ -79,7 +79,7 @@ class Keeper:
         return self._processes.pid
 
     @property
-    def running(self) -> SpecialistConfig | None:
+    def running(self) -> ChildConfig | None:
         """What that process was started with."""
         return self._processes.running
 
@@ -201,7 +201,7 @@ class Keeper:
             await self._processes.retire(self._group, old, self.settings.grace)
 
     async def _drain(self, cause: str) -> None:
-        if self.wanted is not Wanted.DOWN and not self.config.command:
+        if self.wanted is not Wanted.DOWN and is_ours(self.config):
             self._want(Wanted.DRAINED)  # whoever does not run at this moment is drained as soon as it does
             if self.state in ANSWERING:
                 await self._refuse_new(cause)
@@ -216,7 +216,7 @@ class Keeper:
         """A process is replaced only where it is to be told something new; the rest is ours and counts from now on."""
         before, self.config, self.settings = self.settings, new.config, new.settings
         if self.wanted is Wanted.DOWN:
-            self.registry.note(self.name, **self._place())
+            self.registry.note(self.name, **told_of(self.config))
         elif new.changed and self.wanted is Wanted.UP:  # a drained one takes it over at its next start
             if new.lets_go and self.pid is not None and self.state in RUNNING:
                 await self._let_go(self.pid)
@@ -244,7 +244,7 @@ class Keeper:
         try:
             pid = await self.link.fork(config)
         except CannotStart as error:
-            fact, remedy = await anyio.to_thread.run_sync(obstacle.told, error, config.port, self.name)
+            fact, remedy = await anyio.to_thread.run_sync(obstacle.told, error, config)
             if self.registry[self.name].last_error != fact:
                 self._mark(self.name, f"cannot be {'started' if self.pid is None else 'replaced'}: {fact}; {remedy}")
             if self.pid is None:
@@ -257,7 +257,7 @@ class Keeper:
         self._ceiling.begin()
         self._not_replaced = None
         fields |= {"last_error": None, "remedy": None, "notice": None, "started_because": cause}
-        self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **self._place(), **fields)
+        self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **told_of(self.config), **fields)
         self._mark(self.name, f"started, pid {pid}: {cause}")
         self._watch()
 
@@ -266,12 +266,8 @@ class Keeper:
         self._record = restart.blocked(self._record)
         delay = restart.blocked_delay(self._record, random.random())
         said = {"next_due": time.time() + delay, "last_error": fact, "remedy": remedy}
-        self._step(Event.BLOCKED, fact, pid=None, uptime=None, **self._place(), **said)
+        self._step(Event.BLOCKED, fact, pid=None, uptime=None, **told_of(self.config), **said)
         self._pause.begin(self._group, delay, fact)
-
-    def _place(self) -> dict[str, Any]:
-        """What the registry says of the configuration."""
-        return {"host": self.config.addresses[0], "port": self.config.port, "description": self.config.description}
 
     async def _adopt(self, found: Process) -> None:
         if found.stopping:
@@ -283,8 +279,8 @@ class Keeper:
             # Two of one name: a restart was under way when the last supervisor died. The newer one stays.
             await self._processes.retire(self._group, self.pid, self.settings.grace)
         self._want(Wanted.DRAINED if found.draining else Wanted.UP)
-        place = {"addresses": found.addresses or self.config.addresses, "port": found.port or self.config.port}
-        running = replace(self.config, **place, grace=0.0)  # nobody says what grace it was given
+        running = self.config.elsewhere(found.places or self.config.places)
+        running = replace(running, grace=0.0)  # nobody says what grace it was given
         self._processes.take(found.pid, running, time.monotonic() - max(0.0, time.time() - found.started))
         cause = "was running before this supervisor"
         self._step(Event.FORKED, cause, pid=found.pid, uptime=found.started)
@@ -304,7 +300,7 @@ class Keeper:
         if self.state is State.STOPPING:
             self._mark(self.name, f"pid {exit_.pid} {what}, as asked")
             last = ending.last_exit(exit_, AS_ASKED)
-            self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **_NOTHING_MEASURED)
+            self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **health.nothing_measured(self.config))
             if self.wanted is not Wanted.DOWN:
                 await self._launch("asked for while it was stopping")
             return
@@ -329,7 +325,7 @@ class Keeper:
             last_exit=ending.last_exit(exit_, cause),
             last_error=cause,
             remedy=f"chorus logs {self.name}",
-            **_NOTHING_MEASURED,
+            **health.nothing_measured(self.config),
         )
         if is_kept_down:
             self._keep_down(cause)
@@ -351,7 +347,7 @@ class Keeper:
     # -- health -----------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        self._watching.begin(self._group, *self._processes.at, self.settings)
+        self._watching.begin(self._group, *self._processes.now, self.settings)
 
     async def _heard(self, heard: Heard) -> None:
         if heard.pid != self.pid:
@@ -373,8 +369,9 @@ class Keeper:
         await self._look_at_memory(seen)
 
     def _well(self, seen: HealthResponse) -> None:
-        backend, fields = seen.backend, health.figures(seen)
-        if not self.config.command:  # whatever a program asks, it is not what the team's answers come from
+        backend, fields = seen.backend, health.figures(self.config, seen)
+        # Whatever a program or the gateway asks, it is not what the team's answers come from.
+        if isinstance(self.config, SpecialistConfig) and not self.config.command:
             self.registry.set_backend(
                 BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model)
             )
@@ -421,4 +418,3 @@ class Keeper:
 
 
 _ON_ITS_WAY = frozenset({State.HUNG, State.BACKING_OFF, State.STARTING})
-_NOTHING_MEASURED = {"in_flight": 0, "queued": 0, "rss_bytes": None}

@@ -17,7 +17,7 @@ import anyio.abc
 from msgspec.structs import replace
 
 from protocol.framing import LineBuffer
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig, Place
 from supervisor.errors import CannotStart, ForkServerLost
 from supervisor.fleet import calls
 from supervisor.fleet.calls import MOST_SOCKETS, Answered, Exited, Living, Process
@@ -103,8 +103,8 @@ class Link:
         pending = await self._call(lambda number: calls.Lend(number=number, name=name))
         return pending.sockets
 
-    async def fork(self, config: SpecialistConfig) -> int:
-        """Starts a specialist's process on its port and returns its pid; raises CannotStart."""
+    async def fork(self, config: ChildConfig) -> int:
+        """Starts a process on its places and returns its pid; raises CannotStart."""
         has_copies = bool(self.copies.of(config.name))
         try:
             pending = await self._call(lambda number: calls.Fork(number=number, config=config, has_copies=has_copies))
@@ -118,10 +118,11 @@ class Link:
             self.copies.put(config.name, pending.sockets)
         return pending.answer.pid
 
-    async def hold(self, name: str, addresses: list[str], port: int, sockets: list[socket.socket]) -> None:
+    async def hold(self, name: str, sockets: list[socket.socket]) -> None:
         """Gives the fork server listeners that are bound already; they become our copies."""
         self.copies.put(name, sockets)
-        call = calls.Hold(number=0, name=name, addresses=addresses, port=port, listeners=len(sockets))
+        places: list[Place] = [one.getsockname()[:2] for one in sockets]
+        call = calls.Hold(number=0, name=name, places=places)
         await self._call(lambda number: replace(call, number=number), sockets)
 
     async def adopt(self, process: Process) -> None:
@@ -185,7 +186,7 @@ class Link:
         if pending.answer is None:
             raise ForkServerLost(GONE)
         if pending.answer.error is not None:
-            raise CannotStart(pending.answer.errno or 0, pending.answer.error)
+            raise CannotStart(pending.answer.errno or 0, pending.answer.error, pending.answer.port)
         return pending
 
     async def _send(self, line: bytes, sockets: Sequence[socket.socket]) -> None:

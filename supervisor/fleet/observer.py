@@ -19,7 +19,7 @@ import anyio.abc
 import anyio.to_thread
 
 from protocol.control import AS_ASKED, BackendStatus
-from protocol.settings import SpecialistConfig, Supervision
+from protocol.settings import ChildConfig, SpecialistConfig, Supervision
 from supervisor.errors import SystemdRefused
 from supervisor.fleet import ending, health, systemctl
 from supervisor.fleet.calls import Exited
@@ -28,6 +28,7 @@ from supervisor.fleet.inbox import Command, Happening, Heard, Inbox, Reconfigure
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, Event, ImpossibleStep, State, Wanted, next_state
 from supervisor.fleet.lookout import AT_REST, Lookout
 from supervisor.fleet.owner import describe
+from supervisor.fleet.processes import is_ours
 from supervisor.fleet.registry import Registry
 from supervisor.fleet.systemctl import Systemctl, Unit
 
@@ -42,7 +43,7 @@ class Observer:
 
     def __init__(
         self,
-        config: SpecialistConfig,
+        config: ChildConfig,
         settings: Supervision,
         systemd: Systemctl,
         registry: Registry,
@@ -79,7 +80,7 @@ class Observer:
         return self.state is State.STOPPED and self.pid is None
 
     @property
-    def running(self) -> SpecialistConfig | None:
+    def running(self) -> ChildConfig | None:
         """What the process was started with, as far as we know; None without one."""
         return self.config if self.pid is not None else None
 
@@ -245,7 +246,7 @@ class Observer:
         fields = {"restarts": unit.restarts, "last_error": None, "remedy": None}
         self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **fields)
         self._mark(self.name, f"runs, pid {pid}: {cause}")
-        self._watching.begin(self._group, (self.config.addresses[0], self.config.port), pid, self.settings)
+        self._watching.begin(self._group, self.config, pid, self.settings)
 
     def _exited(self, pid: int, unit: Unit) -> None:
         nobody_knows = Exited(name=self.name, pid=pid, code=None, signal=None, at=time.time()), ""
@@ -256,7 +257,7 @@ class Observer:
         if self.state is State.STOPPING:
             self._mark(self.name, f"pid {pid} {what}, as asked")
             last = ending.last_exit(exit_, AS_ASKED)
-            self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **_NOTHING_MEASURED)
+            self._step(Event.ENDED, what, pid=None, uptime=None, last_exit=last, **health.nothing_measured(self.config))
             return
         self._mark(self.name, f"pid {pid} ended: {what}")
         logger.warning("%s (pid %d) ended: %s", self.name, pid, what)
@@ -270,7 +271,7 @@ class Observer:
             last_exit=ending.last_exit(exit_, what),
             last_error=what,
             remedy=f"chorus logs {self.name}",
-            **_NOTHING_MEASURED,
+            **health.nothing_measured(self.config),
         )
 
     async def _is_left(self, unit: Unit) -> None:
@@ -281,7 +282,9 @@ class Observer:
             elif self.state in (State.BACKING_OFF, State.FAILED):
                 self._step(Event.ABANDONED, AS_ASKED)
         elif unit.socket == "failed" and unit.socket_result == "resources":
-            self._fail(*await anyio.to_thread.run_sync(describe, self.config.port, self.name))
+            self._fail(
+                *await anyio.to_thread.run_sync(describe, self.config.port, self.config.setting_of(self.config.port))
+            )
         elif unit.active == "failed" or unit.socket == "failed":
             what = self.registry[self.name].last_error or f"its unit has failed: {unit.result}"
             self._fail(f"{what}; systemd has given up", f"chorus start {self.name}, after chorus logs {self.name}")
@@ -312,7 +315,7 @@ class Observer:
             if self.state in RUNNING and self.state is not State.HUNG:
                 cause = f"no answer for {heard.verdict.seconds:.1f} s"
                 self._step(Event.SILENT, cause)
-                if self.config.command:  # which feeds no watchdog; everybody else is ended by systemd itself
+                if not is_ours(self.config):  # which feeds no watchdog; everybody else is ended by systemd itself
                     self._why_killed = f"hung: {cause}"
                     await self._systemd.signal(self.name, signal.SIGKILL)
             return
@@ -323,10 +326,13 @@ class Observer:
     def _well(self, verdict: Answering) -> None:
         seen = verdict.health
         backend = seen.backend
-        fields = health.figures(seen)
+        fields = health.figures(self.config, seen)
         if seen.uptime is not None:
             fields["uptime"] = time.time() - seen.uptime  # since it was not us who started it
-        self.registry.set_backend(BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model))
+        if isinstance(self.config, SpecialistConfig):
+            self.registry.set_backend(
+                BackendStatus(backend.kind, backend.url, backend.state, backend.error, seen.model)
+            )
         if seen.status == "draining" and self.wanted is Wanted.UP and self.state is State.STARTING:
             self._want(Wanted.DRAINED)  # by whoever was here before us
             self._step(Event.DRAIN, "was drained before", **fields)
@@ -350,6 +356,3 @@ def _told(exit_: Exited, result: str) -> tuple[Exited, str]:
     """An end, and the sentence for it."""
     what = ending.sentence(exit_)
     return exit_, f"hung: it did not feed systemd's watchdog, and was {what}" if result == "watchdog" else what
-
-
-_NOTHING_MEASURED = {"in_flight": 0, "queued": 0, "rss_bytes": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from protocol.settings import ChildConfig
 from supervisor.errors import CannotStart
 from supervisor.fleet.owner import describe
 
@@ -40,12 +41,14 @@ def without_fork_server(number: int | None) -> tuple[str, str]:
     return f"{UNKEPT}: {fact}; it is tried again", remedy
 
 
-def told(error: CannotStart, port: int, name: str) -> tuple[str, str]:
+def told(error: CannotStart, config: ChildConfig) -> tuple[str, str]:
     """The fact and the remedy. Slow where the port is taken: a walk over /proc."""
+    port = error.port or config.port
+    setting = config.setting_of(port)
     if error.number == errno.EADDRINUSE:
-        return describe(port, name)
+        return describe(port, setting)
     if error.number in NO_ROOM:
         return NO_ROOM[error.number]
     if error.number == errno.EACCES:
-        return f"port {port} may not be bound by this user", f"set specialists.{name}.port or port_base above 1023"
+        return f"port {port} may not be bound by this user", f"set {setting} above 1023"
     return f"port {port} cannot be bound: {error}", "see chorus doctor"

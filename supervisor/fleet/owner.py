@@ -40,11 +40,11 @@ def owner_of(port: int) -> Owner | None:
     return None
 
 
-def describe(port: int, name: str) -> tuple[str, str]:
-    """Why a port cannot be had, and what to do: two sentences for people."""
+def describe(port: int, setting: str) -> tuple[str, str]:
+    """Why a port cannot be had, and what to do: two sentences for people. `setting` is the key that would change it."""
     owner = owner_of(port)
     if owner is None:
-        return f"port {port} is in use", f"wait, or set specialists.{name}.port"
+        return f"port {port} is in use", f"wait, or set {setting}"
     who = f"pid {owner.pid} ({owner.command})" if owner.pid else owner.command
     age = f", {_age(owner.age)} old" if owner.age is not None else ""
     if not owner.listening:
@@ -56,7 +56,7 @@ def describe(port: int, name: str) -> tuple[str, str]:
     remedy = f"kill {owner.pid}" if owner.pid else f"stop it (as root: ss -ltnp 'sport = :{port}')"
     if owner.pid and (unit := _unit(owner.pid)):
         remedy = f"systemctl {unit}"  # whoever kills a unit's process may find the next one there
-    return f"port {port} is held by {who}{age}", f"{remedy}, or set specialists.{name}.port"
+    return f"port {port} is held by {who}{age}", f"{remedy}, or set {setting}"
 
 
 def _unit(pid: int) -> str | None:

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from protocol.control import Change, Plan
-from protocol.settings import Settings, SpecialistConfig, Supervision
+from protocol.names import GATEWAY
+from protocol.settings import EVERY_ADDRESS, ChildConfig, GatewayConfig, Place, Settings, SpecialistConfig, Supervision
 
 # Fields of a process's configuration that stand elsewhere in the file than by their own name.
 SPELLED = {
@@ -48,23 +49,22 @@ ELSEWHERE = frozenset(
 
 
 class Member(Struct, frozen=True):
-    """One specialist as it is kept. `running` is what its process was started with, None without a process.
+    """One specialist, or the gateway, as it is kept. `running` is what its process was started with, None without a process.
 
     `is_kept_down` is one that has failed and that nobody but an operator starts again: so its restart policy says.
     """
 
-    config: SpecialistConfig
+    config: ChildConfig
     settings: Supervision
-    running: SpecialistConfig | None = None
+    running: ChildConfig | None = None
     wanted: Literal["up", "down", "drained"] = "up"
     has_failed: bool = False
     is_kept_down: bool = False
 
     @property
-    def holds(self) -> set[tuple[str, int]]:
+    def holds(self) -> set[Place]:
         """The places that are taken by it."""
-        config = self.running or self.config
-        return {(address, config.port) for address in config.addresses} if self.wanted != "down" else set()
+        return set((self.running or self.config).places) if self.wanted != "down" else set()
 
 
 def plan(now: dict[str, Member], then: dict[str, Member], before: Settings, after: Settings) -> Plan:
@@ -73,25 +73,31 @@ def plan(now: dict[str, Member], then: dict[str, Member], before: Settings, afte
     changes += [Change(name, "remove") for name in now if name not in then]
     live = _differences("", before, after, skip=ELSEWHERE)
     live += _differences("supervision", before.supervision, after.supervision, skip=EVERY - WHOLE_TEAM)
-    later = _differences("gateway", before.gateway, after.gateway)
-    later += _differences("supervision", before.supervision, after.supervision, skip=EVERY - LATER)
-    return Plan(specialists=changes, live=live, later=later)
+    later = _differences("supervision", before.supervision, after.supervision, skip=EVERY - LATER)
+    specialists = [one for one in changes if one.name != GATEWAY]
+    gateway = next((one for one in changes if one.name == GATEWAY), None)
+    return Plan(specialists=specialists, gateway=gateway, live=live, later=later)
 
 
-def in_the_way(name: str, then: SpecialistConfig, now: dict[str, Member]) -> bool:
-    """Whether somebody of the team holds a place that this one moves to, itself at another set of addresses included."""
-    mine = now[name].holds
-    places = {(address, then.port) for address in then.addresses}
-    if places == mine:
-        return False
-    return any(places & member.holds for member in now.values())
+def in_the_way(name: str, then: ChildConfig, now: dict[str, Member]) -> bool:
+    """Whether somebody of the team, itself included, holds a place beside which this one cannot have its new ones."""
+    new = set(then.places) - now[name].holds
+    return any(_collide(one, other) for one in new for member in now.values() for other in member.holds)
 
 
-def changed(running: SpecialistConfig, then: SpecialistConfig) -> list[str]:
+def _collide(one: Place, other: Place) -> bool:
+    return one[1] == other[1] and (one[0] == other[0] or one[0] in EVERY_ADDRESS or other[0] in EVERY_ADDRESS)
+
+
+def changed(running: ChildConfig, then: ChildConfig) -> list[str]:
     """What a process must be told anew, each in a few words."""
-    found = _differences("", running, then, skip=OURS | {"backend", "limits", "options"})
-    found += _differences("backend", running.backend, then.backend)
+    found = _differences("", running, then, skip=OURS | {"backend", "limits", "options", "settings", "places"})
     found += _differences("limits", running.limits, then.limits)
+    if isinstance(running, GatewayConfig) and isinstance(then, GatewayConfig):
+        return found + _differences("gateway", running.settings, then.settings)
+    assert isinstance(running, SpecialistConfig)
+    assert isinstance(then, SpecialistConfig)
+    found += _differences("backend", running.backend, then.backend)
     own = _keys("options", running.options, then.options)
     found += [words for words in own if f"backend.{words}" not in found]  # the team's are among them
     return list(dict.fromkeys(found))

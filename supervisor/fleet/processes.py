@@ -1,4 +1,4 @@
-"""The processes of one specialist: the one that has its place, those that have left it, and how they come to their end.
+"""The processes of one name: the one that has its place, those that have left it, and how they come to their end.
 
 A process is asked with TERM, given its grace, asked again, killed. It has a grace of its own, which counts when nobody is there
 any more. Where it is to have longer, USR1 after TERM makes it wait for the second TERM, which ends what is under way.
@@ -7,14 +7,16 @@ any more. Where it is to have longer, USR1 after TERM makes it wait for the seco
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 from collections.abc import Callable
 
 import anyio
 import anyio.abc
 from msgspec import Struct
 
-from protocol.settings import SpecialistConfig
+from protocol.settings import ChildConfig, SpecialistConfig
 from supervisor.fleet.link import Link
 
 END_MARGIN = 2.0  # seconds between the end of a grace and force
@@ -25,7 +27,7 @@ class Incumbent(Struct):
     """The process that has the place. Its times are those of any steady clock."""
 
     pid: int
-    running: SpecialistConfig
+    running: ChildConfig
     started: float
     ready_since: float | None = None
     why_killed: str | None = None
@@ -51,7 +53,7 @@ class Processes:
         return self._now.pid if self._now else None
 
     @property
-    def running(self) -> SpecialistConfig | None:
+    def running(self) -> ChildConfig | None:
         return self._now.running if self._now else None
 
     @property
@@ -61,16 +63,16 @@ class Processes:
         return self._now.started
 
     @property
-    def at(self) -> tuple[tuple[str, int], int]:
-        """Where the one that has the place listens, and its pid."""
+    def now(self) -> tuple[ChildConfig, int]:
+        """What the one that has the place was started with, and its pid."""
         assert self._now is not None
-        return (self._now.running.addresses[0], self._now.running.port), self._now.pid
+        return self._now.running, self._now.pid
 
-    def take(self, pid: int, running: SpecialistConfig, started: float) -> None:
+    def take(self, pid: int, running: ChildConfig, started: float) -> None:
         """A process has the place, and whoever had it does not any more."""
         self._now = Incumbent(pid, running, started)
         # A program that is not ours would not understand USR1, so it is given no more than it takes.
-        self._own_grace[pid] = math.inf if running.command else running.grace
+        self._own_grace[pid] = running.grace if is_ours(running) else math.inf
 
     def answered(self, now: float) -> None:
         """It has answered, perhaps not for the first time."""
@@ -117,7 +119,7 @@ class Processes:
         if hung is None or hung.pid != pid:
             return
         hung.why_killed = why  # also where it ends of being woken
-        if not hung.running.command:
+        if is_ours(hung.running):
             await self._link.signal(pid, signal.SIGUSR2)  # others have no stacks to write and would end of it
         # A stopped one writes them when it goes on, before anything else: where it was, and before threads run into it.
         await self._link.signal(pid, signal.SIGCONT)
@@ -140,8 +142,24 @@ class Processes:
                 self._mark(self._name, f"pid {pid} did not end in time and was killed")
 
 
+def is_ours(config: ChildConfig) -> bool:
+    """Whether it is a program of our own, which understands our signals."""
+    return not (isinstance(config, SpecialistConfig) and config.command)
+
+
 def resident(pid: int) -> int | None:
-    """What a process has, in bytes, as the kernel counts it: for those that do not tell."""
+    """What a process has in memory, in bytes, as the kernel counts it; None for one that is gone."""
+    if sys.platform != "linux":
+        return _measured(pid)
+    try:
+        # proc(5), statm: the second figure is the resident set, in pages.
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+            return int(statm.read(64).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _measured(pid: int) -> int | None:
     import psutil
 
     try:

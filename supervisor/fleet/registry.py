@@ -1,4 +1,4 @@
-"""Who exists, where, and how they are. One writer for each specialist: its keeper.
+"""Who exists, where, and how they are: the specialists and the gateway. One writer for each of them: its keeper.
 
 Readers get a snapshot and then every change, or an explicit gap. The registry is also written to disk, so that `status` has
 something to say when the supervisor is down and the next supervisor knows what went before; every change is a record of the
@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -23,18 +23,21 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from protocol import __version__
 from protocol.control import (
     ABSENT,
+    DISABLED,
     HOUSE,
     BackendStatus,
     Configured,
     Gap,
     GatewayStatus,
+    KeptStatus,
     Snapshot,
     SpecialistStatus,
     StatusReport,
     SupervisorStatus,
     Transition,
 )
-from protocol.settings import Restarter, SpecialistConfig
+from protocol.names import GATEWAY
+from protocol.settings import ChildConfig, GatewayConfig, Restarter
 from supervisor.fleet.eventlog import FILE, EventLog
 from supervisor.fleet.lifecycle import State
 
@@ -44,20 +47,24 @@ WATCHER_BACKLOG = 1024  # changes a watcher may be behind before it is told of a
 JOURNAL_AFTER = 0.05  # seconds in which changes are gathered into one write
 
 
+Entry = SpecialistStatus | GatewayStatus
+E = TypeVar("E", bound=KeptStatus)
+
+
 class Registry:
-    """The state of the team. A specialist's `uptime` is held as the Unix time of its start until it is reported."""
+    """The state of the team. `uptime` is held as the Unix time of a start until it is reported."""
 
     def __init__(
         self,
         journal: Path,
-        specialists: list[SpecialistStatus],
+        entries: Sequence[Entry],
         backend: BackendStatus,
         restarter: Restarter = "chorus",
     ) -> None:
         self.journal = journal
         self.restarter = restarter
         self.events = EventLog(journal.with_name(FILE))
-        self._specialists = {one.name: one for one in specialists}
+        self._entries: dict[str, Entry] = {one.name: one for one in entries}
         self._backend = backend
         self._configuration: Configured | None = None
         self._born = time.time()
@@ -70,17 +77,29 @@ class Registry:
         self._written = anyio.Event()
         self._changed = anyio.Event()
 
-    def __getitem__(self, name: str) -> SpecialistStatus:
-        return self._specialists[name]
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    @property
+    def everybody(self) -> list[str]:
+        """The names of all who are kept."""
+        return list(self._entries)
 
     @property
     def names(self) -> list[str]:
-        return list(self._specialists)
+        """Those of the specialists."""
+        return [one.name for one in self.specialists]
 
-    def report(self, names: list[str] | None = None) -> StatusReport:
-        """Everything at this moment, or some of the specialists."""
+    @property
+    def specialists(self) -> list[SpecialistStatus]:
+        return [one for one in self._entries.values() if isinstance(one, SpecialistStatus)]
+
+    def report(self, names: Collection[str] | None = None) -> StatusReport:
+        """Everything at this moment, or only some of the specialists."""
         now = time.time()
-        chosen = [self._specialists[name] for name in names] if names is not None else self._specialists.values()
+        chosen = [one for one in self.specialists if names is None or one.name in names]
+        gateway = self._entries.get(GATEWAY)
+        assert not isinstance(gateway, SpecialistStatus), "nobody else is called so"
         return StatusReport(
             supervisor=SupervisorStatus(
                 pid=os.getpid(),
@@ -92,25 +111,25 @@ class Registry:
                 notice=self._notice,
                 remedy=self._remedy,
             ),
-            gateway=GatewayStatus(url=None, state="disabled", pid=None),
+            gateway=_aged(gateway, now) if gateway else GatewayStatus(url=None, state=DISABLED, wanted="down"),
             backend=self._backend,
             specialists=[_aged(one, now) for one in chosen],
         )
 
-    def add(self, specialist: SpecialistStatus, cause: str) -> None:
+    def add(self, newcomer: Entry, cause: str) -> None:
         """Takes somebody new, at the end."""
-        self._specialists[specialist.name] = msgspec.structs.replace(specialist, state=ABSENT)
-        self.move(specialist.name, specialist.state, cause)
+        self._entries[newcomer.name] = msgspec.structs.replace(newcomer, state=ABSENT)
+        self.move(newcomer.name, newcomer.state, cause)
 
     def remove(self, name: str, cause: str) -> None:
         """Forgets somebody of whom no process lives."""
         self.move(name, ABSENT, cause)
-        del self._specialists[name]
+        del self._entries[name]
 
     def arrange(self, order: list[str]) -> None:
         """Has the team in this order; who is not in it comes last."""
-        found = {name: self._specialists[name] for name in order if name in self._specialists}
-        self._specialists = found | self._specialists
+        found = {name: self._entries[name] for name in order if name in self._entries}
+        self._entries = found | self._entries
         self.touch()
 
     def configured(self, configuration: Configured) -> None:
@@ -120,11 +139,11 @@ class Registry:
 
     def note(self, name: str, **fields: Any) -> None:
         """Takes figures that are no change of state."""
-        self._specialists[name] = msgspec.structs.replace(self._specialists[name], **fields)
+        self._entries[name] = msgspec.structs.replace(self._entries[name], **fields)
 
     def want(self, name: str, wanted: str) -> None:
         """Takes what an operator wants: journalled before anybody is told, since the next supervisor goes by it."""
-        if self._specialists[name].wanted != wanted:
+        if self._entries[name].wanted != wanted:
             self.note(name, wanted=wanted)
             self.write()
         self.touch()
@@ -134,10 +153,10 @@ class Registry:
 
         `old_pid` only where the registry cannot know which process this is about.
         """
-        before = self._specialists[name]
+        before = self._entries[name]
         now = time.time()
         fields = {"next_due": None, "since": now if before.state != to else before.since} | fields
-        after = self._specialists[name] = msgspec.structs.replace(before, state=to, **fields)
+        after = self._entries[name] = msgspec.structs.replace(before, state=to, **fields)
         ended = after.last_exit if "last_exit" in fields else None
         if ended:
             self._pressing.set()  # what is counted is not counted again, or forgotten, by the next supervisor
@@ -167,7 +186,7 @@ class Registry:
         self._tell_house("down", cause)
 
     def happened(self, cause: str) -> None:
-        """Takes something that happened to the house and not to one specialist: a fork server lost, a configuration read."""
+        """Takes something that happened to the house and not to one of its own: a fork server lost, a configuration read."""
         self._tell_house(self._state, cause)
 
     def warn(self, notice: str | None, remedy: str | None = None) -> None:
@@ -304,21 +323,21 @@ class Watcher:
 _CAUSES = {"stopping": "asked to go down", "down": "everybody has ended"}
 
 
-def newcomer(config: SpecialistConfig) -> SpecialistStatus:
+def newcomer(config: ChildConfig) -> Entry:
     """The entry of somebody of whom nothing is known but the configuration."""
-    return SpecialistStatus(
-        name=config.name,
-        ai_id=config.ai_id,
-        host=config.addresses[0],
-        port=config.port,
-        state=State.STOPPED.value,
-        wanted="up",
-        since=time.time(),
-        description=config.description,
-    )
+    kind = GatewayStatus if isinstance(config, GatewayConfig) else SpecialistStatus
+    return kind(name=config.name, state=State.STOPPED.value, since=time.time(), **told_of(config))
 
 
-def is_kept_down(entry: SpecialistStatus) -> bool:
+def told_of(config: ChildConfig) -> dict[str, Any]:
+    """What an entry says of the configuration, by the names of its fields."""
+    if isinstance(config, GatewayConfig):
+        return {"url": config.url}
+    host, port = config.places[0]
+    return {"ai_id": config.ai_id, "host": host, "port": port, "description": config.description}
+
+
+def is_kept_down(entry: KeptStatus) -> bool:
     """Whether somebody's restart policy has it that only an operator starts it again."""
     return entry.state == State.FAILED.value and entry.next_due is None and entry.wanted != "down"
 
@@ -331,7 +350,7 @@ def read_journal(journal: Path) -> StatusReport | None:
         return None
 
 
-def _aged(one: SpecialistStatus, now: float) -> SpecialistStatus:
+def _aged(one: E, now: float) -> E:
     """With its uptime, which is kept as the Unix time of its start."""
     if one.uptime is None:
         return one

@@ -24,7 +24,8 @@ from supervisor.fleet.calls import Process
 PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
 SETTLED_WITHIN = 2.0  # seconds in which a child that was just forked has written its file, or has ended
 LOOK_EVERY = 0.01
-_TITLE = re.compile(r"chorus: (\S+) \[(\d+)\]")
+_TITLE = re.compile(r"chorus: (\S+) \[([\d ]+)\]")
+LOOPBACK = ("127.0.0.1", "::1")  # where everybody listens, unless the configuration says something else
 
 
 async def left_behind(pids: Path, known: set[int]) -> list[Process]:
@@ -47,6 +48,7 @@ def listeners_of(process: Process) -> list[socket.socket]:
     if not hasattr(os, "pidfd_open"):  # macOS, and interpreters that were built on an old Linux
         raise OSError("sockets can be taken out of a process only where there is pidfd_open(2)")
     end = os.pidfd_open(process.pid)
+    ports = calls.ports(process.places)
     found: list[socket.socket] = []
     try:
         if not pidfiles.is_alive(process):  # asked after the pidfd was opened, so that both mean one process
@@ -60,7 +62,7 @@ def listeners_of(process: Process) -> list[socket.socket]:
                 if error.errno == errno.EBADF:
                     continue  # closed meanwhile: its clients come and go
                 raise
-            if _listens_on(one, process.port):
+            if _listens_on(one, ports):
                 found.append(one)
             else:
                 one.close()
@@ -82,10 +84,10 @@ def _copied(pidfd: int, number: int) -> int:
     return copy
 
 
-def _listens_on(one: socket.socket, port: int) -> bool:
+def _listens_on(one: socket.socket, ports: list[int]) -> bool:
     if one.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and one.getsockname()[1] == port
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and one.getsockname()[1] in ports
 
 
 def _path_of(pid: int, number: int) -> str:
@@ -117,9 +119,9 @@ def _recognised(pid: int) -> Process | None:
     replaced.
     """
     if found := _TITLE.fullmatch(_title(pid)):
-        name, port = found.groups()
+        name, ports = found.groups()
     elif (given := _given(pid)).get("LISTEN_PID") == str(pid) and "CHORUS_NAME" in given:
-        name, port = given["CHORUS_NAME"], given["CHORUS_PORT"]
+        name, ports = given["CHORUS_NAME"], given["CHORUS_PORT"]
     else:
         return None
     return Process(
@@ -128,7 +130,7 @@ def _recognised(pid: int) -> Process | None:
         started=time.time(),
         ticks=pidfiles.ticks_of(pid),
         boot=pidfiles.boot_id(),
-        port=int(port),
+        places=[(address, int(port)) for port in ports.split() for address in LOOPBACK],
     )
 
 

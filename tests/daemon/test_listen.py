@@ -141,7 +141,7 @@ def test_a_socket_in_another_place_is_refused(tmp_path: Path, host: str) -> None
     other = free_port() if host == "127.0.0.1" else port
     with listening(host, other) as theirs, launched(tmp_path, port, theirs.fileno()) as process:
         told = refusal(process)
-    assert f"descriptor 3 listens on {host} port {other}, not on 127.0.0.1 or ::1 port {port}" in told
+    assert f"descriptor 3 listens on {host} port {other}, not on 127.0.0.1 port {port} or ::1 port {port}" in told
     assert "do: correct ListenStream=" in told
 
 

@@ -120,3 +120,16 @@ def test_names_are_chosen_in_any_spelling_and_by_glob_in_the_order_of_the_team()
 def test_a_name_that_is_nobodys_is_answered_with_the_nearest() -> None:
     with pytest.raises(NotFound, match="did you mean apollo"):
         names.chosen(["apolo"], names.ROSTER)
+
+
+def test_some_names_are_meant_only_where_they_are_said() -> None:
+    also = [names.GATEWAY]
+    assert names.chosen(["Gateway", "numa"], names.ROSTER, also) == ["numa", "gateway"]
+    assert names.chosen(["all", "gateway"], names.ROSTER, also) == [*names.ROSTER, "gateway"]
+    for everybody in (None, ["all"], ["*"]):
+        assert names.chosen(everybody, names.ROSTER, also) == list(names.ROSTER)
+    assert names.chosen([], names.ROSTER, also) == []
+    with pytest.raises(NotFound):
+        names.chosen(["gatew*"], names.ROSTER, also)
+    with pytest.raises(NotFound, match="did you mean gateway"):
+        names.chosen(["gatway"], names.ROSTER, also)

@@ -17,8 +17,8 @@ import pytest
 
 from protocol import names
 from protocol.errors import NotFound
-from supervisor import config, locate, places
-from supervisor.config import ConfigError, Loaded, load, ollama_url, resolve, team
+from supervisor import config, locate, places, roster
+from supervisor.config import ConfigError, Loaded, load, ollama_url, resolve, supervision, team
 
 Load = Callable[..., Loaded]
 
@@ -100,9 +100,11 @@ def test_every_variable_has_its_key(tmp_path: Path) -> None:
         CHORUS_BACKEND="ollama",
         CHORUS_BACKEND_URL="http://box:1/",
         CHORUS_MODEL="m",
+        CHORUS_GATEWAY="false",
         CHORUS_GATEWAY_PORT="9000",
     ).settings
-    assert (settings.port_base, settings.gateway.port) == (47000, 9000)
+    assert settings.port_base == 47000
+    assert (settings.gateway.enabled, settings.gateway.port) == (False, 9000)
     assert settings.roster == ["apollo", "athena", "tekton_core"]
     assert (settings.backend.kind, settings.backend.url, settings.backend.model) == (
         "ollama",
@@ -219,7 +221,34 @@ silence = 0
         ("[gateway]\nenabled = 1", "2: gateway.enabled: expected true or false, got 1"),
         (
             "[gateway]\nalso_ports = [0]",
-            "2: gateway.also_ports: expected a list of integers 1-65535, got [0]",
+            "2: gateway.also_ports: expected a list of at most 8 integers 1-65535, got [0]",
+        ),
+        (
+            "[gateway]\nhost = 'box.example.org'",
+            '2: gateway.host: expected an address such as 127.0.0.1 or 0.0.0.0, or localhost, got "box.example.org"',
+        ),
+        (
+            "[gateway]\nallowed_origins = ['https://example.org/']",
+            (
+                "2: gateway.allowed_origins: expected an origin such as https://example.org, or with its port, "
+                'got "https://example.org/"'
+            ),
+        ),
+        (
+            "[gateway]\nallowed_hosts = ['*.example.org']",
+            (
+                "2: gateway.allowed_hosts: expected a name such as box.example.org, without scheme and port, "
+                'got "*.example.org"'
+            ),
+        ),
+        (
+            "[gateway]\ntls_key = 'key.pem'",
+            "2: gateway.tls_key: expected tls_certificate beside it: TLS takes both",
+        ),
+        ("[gateway]\nmax_body_bytes = 0", "2: gateway.max_body_bytes: expected an integer of at least 1024, got 0"),
+        (
+            "[gateway]\nengram_url = 'box'",
+            '2: gateway.engram_url: expected a URL such as http://127.0.0.1:11434, got "box"',
         ),
         ("roster = 'numa'", '1: roster: expected a list of strings, got "numa"'),
         ("[cache]\nsimilarity = 2", "2: cache.similarity: expected a number 0-1, got 2"),
@@ -287,7 +316,7 @@ def test_a_mistake_names_its_line_and_what_was_expected(tmp_path: Path, text: st
     assert mistakes(tmp_path, text) == [f"given.toml:{mistake}"]
 
 
-@pytest.mark.parametrize("name", ["all", "", "two words", "9lives", "../up", "x" * 33])
+@pytest.mark.parametrize("name", ["all", "gateway", "", "two words", "9lives", "../up", "x" * 33])
 def test_a_name_must_be_usable_as_one(tmp_path: Path, name: str) -> None:
     (mistake,) = mistakes(tmp_path, f'roster = ["{name}"]')
     assert mistake.startswith("given.toml:1: roster: expected a name")
@@ -478,6 +507,46 @@ def test_a_specialist_is_found_by_any_spelling(tmp_path: Path) -> None:
 )
 def test_localhost_means_both_loopback_addresses(tmp_path: Path, host: str, addresses: list[str]) -> None:
     assert resolve(loaded_with(tmp_path, f'host = "{host}"'), "numa").addresses == addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "places", "url"),
+    [
+        ("", [("127.0.0.1", 8003), ("::1", 8003)], "http://127.0.0.1:8003"),
+        ("also_ports = [8000]", [("127.0.0.1", 8003), ("::1", 8003), ("127.0.0.1", 8000), ("::1", 8000)], None),
+        ("host = '0:0:0:0:0:0:0:1'", [("::1", 8003)], "http://[::1]:8003"),
+        ("host = '0.0.0.0'", [("0.0.0.0", 8003)], "http://127.0.0.1:8003"),
+    ],
+)
+def test_the_gateway_listens_at_every_port_of_its_address(
+    tmp_path: Path, text: str, places: list[tuple[str, int]], url: str | None
+) -> None:
+    found = roster.gateway(loaded_with(tmp_path, f"[gateway]\n{text}"))
+    assert found.places == places
+    assert url in (None, found.url)
+    assert found.setting_of(8003) == "gateway.port"
+    assert found.setting_of(8000) == "gateway.also_ports"
+
+
+def test_the_gateway_is_told_where_its_certificate_is(tmp_path: Path) -> None:
+    text = "[gateway]\ntls_certificate = 'cert.pem'\ntls_key = '~/key.pem'"
+    missing = f"given.toml:2: gateway.tls_certificate: cannot read {tmp_path}/cert.pem: no such file or directory"
+    assert mistakes(tmp_path, text)[0] == missing
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    found = roster.gateway(loaded_with(tmp_path, text))
+    assert (found.settings.tls_certificate, found.settings.tls_key) == (f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem")
+    assert found.url.startswith("https://")
+
+
+def test_the_gateway_is_not_told_what_changes_of_a_specialist_or_of_how_it_is_kept(tmp_path: Path) -> None:
+    before = roster.gateway(loaded_with(tmp_path, ""))
+    text = "[specialists.apollo]\npersona = 'Another.'\n[gateway]\nrestart = 'never'\nmax_rss_bytes = 2097152"
+    loaded = loaded_with(tmp_path, text)
+    assert roster.gateway(loaded) == before
+    assert supervision(loaded, "gateway").restart == "never"
+    assert supervision(loaded, "gateway").max_rss_bytes == 2097152
+    assert supervision(loaded, "apollo").restart == "always"
 
 
 def test_what_is_said_of_one_specialist_covers_what_is_said_of_all(tmp_path: Path) -> None:

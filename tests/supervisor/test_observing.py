@@ -238,7 +238,7 @@ def test_a_port_that_somebody_else_has_is_named(tmp_path: Path) -> None:
 
 def test_a_port_of_systemds_comes_with_the_remedy_for_it(team: Delegated) -> None:
     """Who kills the process there finds the next one."""
-    fact, remedy = describe(team.port("apollo"), "apollo")
+    fact, remedy = describe(team.port("apollo"), "specialists.apollo.port")
     assert f"held by pid {team.pid('apollo')} (" in fact
     assert remedy.startswith("systemctl --user stop specialist@apollo.socket specialist@apollo.service, or ")
 

@@ -142,6 +142,7 @@ def test_an_installation_from_a_wheel_has_them_and_its_service_runs(tmp_path: Pa
     # What it needs is there already; ours comes first.
     (packages / "dependencies.pth").write_text(site.getsitepackages()[0])
     env = {"CHORUS_PORT_BASE": str(free_port_base(["apollo"])), "CHORUS_ROSTER": "apollo", "CHORUS_BACKEND": "builtin"}
+    env["CHORUS_GATEWAY"] = "false"
     call = [str(environment / "bin/python"), "-P", "-m", "supervisor.cli"]
     done = user_manager.run(*call, "service", "install", "--user", env=env)
     assert done.returncode == 0, done.stderr

@@ -134,10 +134,13 @@ def test_the_example_shows_every_key_of_the_schema() -> None:
 def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(uncommented())
-    (tmp_path / "api-key").write_text("k")
+    for name in ("api-key", "cert.pem", "key.pem"):
+        (tmp_path / name).write_text("k")
     shown = load({}, file, {"HOME": str(tmp_path)}).settings
-    limit_shown = msgspec.structs.replace(shown.supervision, max_rss_bytes=None)  # there is none by default
-    shown = msgspec.structs.replace(shown, supervision=limit_shown)
+    supervision = msgspec.structs.replace(shown.supervision, max_rss_bytes=None)  # there is none by default
+    has_no_default = ("tls_certificate", "tls_key", "engram_url", "restart", "max_rss_bytes")
+    gateway = msgspec.structs.replace(shown.gateway, **dict.fromkeys(has_no_default))
+    shown = msgspec.structs.replace(shown, supervision=supervision, gateway=gateway)
     for name in (
         "host",
         "port_base",

@@ -77,7 +77,10 @@ def test_a_system_that_does_not_say_gets_no_line(tmp_path: Path) -> None:
 def test_a_port_of_somebody_else_is_named_with_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        claims = [Claim("apollo", port, ["127.0.0.1"]), Claim("athena", free_port(), ["127.0.0.1", "::1"])]
+        claims = [
+            Claim("apollo", port, ["127.0.0.1"], "specialists.apollo.port"),
+            Claim("athena", free_port(), ["127.0.0.1", "::1"], "specialists.athena.port"),
+        ]
         held, free = ports(claims, set(), set())
         assert (held.name, held.state) == ("port.apollo", "fail")
         assert f"pid {os.getpid()} " in held.fact
@@ -133,7 +136,7 @@ def test_room_and_what_we_take_of_it_are_measured(tmp_path: Path) -> None:
 def report(state: str, version: str | None) -> StatusReport:
     return StatusReport(
         supervisor=SupervisorStatus(7, 1.0, state, version),
-        gateway=GatewayStatus(None, "disabled", None),
+        gateway=GatewayStatus(url=None, state="disabled"),
         backend=BackendStatus("auto", None, "ready", None),
         specialists=[],
     )

@@ -280,6 +280,7 @@ def test_what_a_supervisor_and_systemd_write_to_the_journal_is_shown_across_both
     user_manager: UserManager,
 ) -> None:
     env = {"CHORUS_PORT_BASE": str(free_port_base(["apollo"])), "CHORUS_ROSTER": "apollo", "CHORUS_BACKEND": "builtin"}
+    env["CHORUS_GATEWAY"] = "false"
 
     def chorus(*args: str) -> str:
         done = user_manager.run(*command(*args), env=env)

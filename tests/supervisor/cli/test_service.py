@@ -38,6 +38,7 @@ class Service:
         self.manager = manager
         self.base = free_port_base(ROSTER)
         self.env = {"CHORUS_PORT_BASE": str(self.base), "CHORUS_ROSTER": ",".join(ROSTER), "CHORUS_BACKEND": "builtin"}
+        self.env["CHORUS_GATEWAY"] = "false"
 
     def run(self, *args: str, code: int = 0) -> str:
         """`chorus ARGS`, which ends with this code; returns everything it printed."""

@@ -25,7 +25,7 @@ def test_one_that_was_recycled_says_why_until_it_is_started_for_another_reason()
 def test_what_will_happen_to_somebody_is_said_below_the_table() -> None:
     report = StatusReport(
         supervisor=SupervisorStatus(1, 1.0, "running"),
-        gateway=GatewayStatus(None, "disabled", None),
+        gateway=GatewayStatus(url=None, state="disabled"),
         backend=BackendStatus("ollama", None, "ready", None),
         specialists=[replace(READY, notice="600 MiB of memory: it is replaced as soon as it is idle")],
     )

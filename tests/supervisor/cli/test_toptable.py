@@ -33,7 +33,7 @@ def specialist(name: str, **said: Any) -> SpecialistStatus:
 def sample(*team: SpecialistStatus, **said: Any) -> Sample:
     house = SupervisorStatus(7, 3600.0, "running", "1.2.3")
     report = StatusReport(
-        supervisor=house, gateway=GatewayStatus(None, "disabled", None), backend=BACKEND, specialists=list(team)
+        supervisor=house, gateway=GatewayStatus(url=None, state="disabled"), backend=BACKEND, specialists=list(team)
     )
     usage = {one.pid: Usage(1.0, 30 << 20) for one in team if one.pid} | {7: Usage(0.5, 20 << 20)}
     return Sample(NOW, report, **({"usage": usage} | said))

@@ -379,7 +379,7 @@ def test_who_was_taken_on_has_its_own_grace_when_all_is_ended(tmp_path: Path) ->
 def test_listeners_that_did_not_come_are_refused_and_nothing_falls(tmp_path: Path) -> None:
     config = specialist(tmp_path)
     with fork_server(tmp_path) as path, supervisor(path) as ours:
-        hold = calls.Hold(number=ours.next(), name="apollo", addresses=["127.0.0.1"], port=config.port, listeners=1)
+        hold = calls.Hold(number=ours.next(), name="apollo", places=config.places)
         assert ours.call(hold).errno == errno.EMFILE
         ours.start(config)
         assert answers(config.port)
@@ -404,9 +404,7 @@ def test_a_program_has_what_it_is_given_and_no_second_copy(tmp_path: Path) -> No
     config = replace(specialist(tmp_path), command=[sys.executable, "-c", code])
     with fork_server(tmp_path) as path, supervisor(path) as ours:
         with socket.create_server(("127.0.0.1", config.port)) as one:
-            call = calls.Hold(
-                number=ours.next(), name="apollo", addresses=config.addresses, port=config.port, listeners=1
-            )
+            call = calls.Hold(number=ours.next(), name="apollo", places=config.places)
             socket.send_fds(ours.link, [calls.line(call)], [one.fileno()])
             assert ours.answered().error is None
         ours.exit_of(ours.start(config))

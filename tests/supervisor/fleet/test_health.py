@@ -5,11 +5,15 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import anyio
+import keeping
 import pytest
 from team import free_port
 
+from protocol.settings import SpecialistConfig
 from supervisor.fleet import health
 from supervisor.fleet.health import Answering, Silent, Verdict
 
@@ -92,6 +96,11 @@ class Watching:
             await self._news.wait()
 
 
+def at(port: int) -> SpecialistConfig:
+    """A specialist that listens there."""
+    return keeping.specialist(Path("/nonexistent"), port=port)
+
+
 @asynccontextmanager
 async def watching(specialist: Scripted, *, period: float = 0.01, hung_after: float = 0.05) -> AsyncIterator[Watching]:
     server = await asyncio.start_server(specialist.serve, "127.0.0.1", 0)
@@ -100,16 +109,8 @@ async def watching(specialist: Scripted, *, period: float = 0.01, hung_after: fl
     async with server:
         with anyio.fail_after(10):
             async with anyio.create_task_group() as group:
-                group.start_soon(
-                    health.watch,
-                    "127.0.0.1",
-                    port,
-                    PID,
-                    period,
-                    hung_after,
-                    lambda: specialist.is_waited_for,
-                    told.report,
-                )
+                waited_for = partial(getattr, specialist, "is_waited_for")
+                group.start_soon(health.watch, at(port), PID, period, hung_after, waited_for, told.report)
                 yield told
                 group.cancel_scope.cancel()
 
@@ -221,7 +222,7 @@ async def test_nobody_there_is_silence_too() -> None:
     told = Watching(Scripted())
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
-            group.start_soon(health.watch, "127.0.0.1", free_port(), PID, 0.01, 0.05, lambda: False, told.report)
+            group.start_soon(health.watch, at(free_port()), PID, 0.01, 0.05, lambda: False, told.report)
             await told.until(lambda: bool(told.verdicts))
             group.cancel_scope.cancel()
     assert isinstance(told.verdicts[0], Silent)

@@ -30,7 +30,7 @@ def test_the_outgoing_end_of_a_connection_is_told_from_a_listener() -> None:
     ):
         port = outgoing.getsockname()[1]
         owner = owner_of(port)
-        fact, remedy = describe(port, "apollo")
+        fact, remedy = describe(port, "specialists.apollo.port")
     assert owner is not None
     assert not owner.listening
     assert fact.startswith(f"port {port} is the outgoing end of a connection of pid {os.getpid()} (")
@@ -40,7 +40,7 @@ def test_the_outgoing_end_of_a_connection_is_told_from_a_listener() -> None:
 def test_a_held_port_comes_with_a_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        fact, remedy = describe(port, "apollo")
+        fact, remedy = describe(port, "specialists.apollo.port")
     assert fact.startswith(f"port {port} is held by pid {os.getpid()} (")
     assert fact.endswith(" old")
     assert remedy == f"kill {os.getpid()}, or set specialists.apollo.port"
@@ -48,4 +48,7 @@ def test_a_held_port_comes_with_a_remedy() -> None:
 
 def test_a_port_whose_owner_is_not_seen_is_still_in_use() -> None:
     port = free_port()
-    assert describe(port, "apollo") == (f"port {port} is in use", "wait, or set specialists.apollo.port")
+    assert describe(port, "specialists.apollo.port") == (
+        f"port {port} is in use",
+        "wait, or set specialists.apollo.port",
+    )

@@ -16,7 +16,7 @@ from supervisor.fleet.calls import Process
 
 @pytest.fixture
 def ours() -> Process:
-    return msgspec.structs.replace(pidfiles.this_process(), name="apollo", port=45012)
+    return msgspec.structs.replace(pidfiles.this_process(), name="apollo", places=[("127.0.0.1", 45012)])
 
 
 def test_a_living_process_is_found_by_its_file(tmp_path: Path, ours: Process) -> None:

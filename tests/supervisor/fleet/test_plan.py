@@ -13,6 +13,7 @@ from protocol.control import Change, Plan
 from supervisor.config import Loaded, load, resolve, supervision
 from supervisor.fleet.calls import fingerprint
 from supervisor.fleet.plan import Member, changed, in_the_way, plan
+from supervisor.roster import children
 
 BASE = 'port_base = 20000\nroster = ["apollo", "athena"]\n'
 
@@ -25,7 +26,7 @@ def read(folder: Path, text: str, environ: Mapping[str, str] | None = None) -> L
 
 def members(loaded: Loaded, **said: Any) -> dict[str, Member]:
     """The team as it is kept: everybody runs with this configuration."""
-    found = {name: resolve(loaded, name) for name in loaded.settings.roster}
+    found = {config.name: config for config in children(loaded)}
     return {name: Member(config, supervision(loaded, name), running=config, **said) for name, config in found.items()}
 
 
@@ -40,7 +41,8 @@ def actions(found: Plan) -> dict[str, str]:
 
 def test_the_same_configuration_changes_nothing(tmp_path: Path) -> None:
     found = planned(tmp_path, BASE, BASE)
-    assert found == Plan(specialists=[Change("apollo", "keep"), Change("athena", "keep")])
+    specialists = [Change("apollo", "keep"), Change("athena", "keep")]
+    assert found == Plan(specialists=specialists, gateway=Change("gateway", "keep"))
 
 
 @pytest.mark.parametrize(
@@ -125,12 +127,10 @@ def test_who_comes_and_who_goes(tmp_path: Path) -> None:
 
 def test_settings_of_the_whole_team_are_named_and_say_when_they_count(tmp_path: Path) -> None:
     text = "[supervision]\non_supervisor_exit = 'stop'\nrestarter = 'systemd'\n"
-    found = planned(
-        tmp_path, BASE, BASE + text + "[gateway]\nport = 8100\n[cost]\nprompt = 1.5\n[roles]\nqa = 'athena'"
-    )
-    assert actions(found) == {"apollo": "keep", "athena": "keep"}
+    found = planned(tmp_path, BASE, BASE + text + "[cost]\nprompt = 1.5\n[roles]\nqa = 'athena'")
+    assert set(actions(found).values()) == {"keep"}
     assert sorted(found.live) == ["cost.prompt 0 -> 1.5", "roles.qa", "supervision.on_supervisor_exit keep -> stop"]
-    assert found.later == ["gateway.port 8003 -> 8100", "supervision.restarter"]
+    assert found.later == ["supervision.restarter"]
 
 
 def test_a_key_is_named_and_never_shown(tmp_path: Path) -> None:
@@ -176,6 +176,7 @@ def test_one_is_in_the_way_who_holds_the_place_that_another_moves_to(tmp_path: P
     assert not in_the_way("apollo", apollo, now)
     assert not in_the_way("apollo", replace(apollo, port=20100), now)
     assert in_the_way("apollo", replace(apollo, port=athena.port), now)
-    assert in_the_way("apollo", replace(apollo, addresses=["::1"]), now)  # its own: a port of which a part is held
+    assert not in_the_way("apollo", replace(apollo, addresses=["::1"]), now)  # a part of its own: the rest is let go
+    assert in_the_way("apollo", replace(apollo, addresses=["0.0.0.0"]), now)  # every address: its own among them
     now["athena"] = replace(now["athena"], wanted="down", running=None)
     assert not in_the_way("apollo", replace(apollo, port=athena.port), now)

@@ -35,9 +35,8 @@ def listener() -> Iterator[Process]:
     ) as child:
         assert child.stdout is not None
         port = int(child.stdout.readline())
-        yield msgspec.structs.replace(
-            pidfiles.this_process(), name="apollo", pid=child.pid, ticks=pidfiles.ticks_of(child.pid), port=port
-        )
+        ticks, places = pidfiles.ticks_of(child.pid), [("127.0.0.1", port)]
+        yield msgspec.structs.replace(pidfiles.this_process(), name="apollo", pid=child.pid, ticks=ticks, places=places)
         child.kill()
 
 
@@ -45,9 +44,10 @@ def test_the_listening_socket_of_its_port_is_taken_and_nothing_else() -> None:
     with listener() as process:
         [taken] = takeover.listeners_of(process)
         with taken:
-            assert taken.getsockname()[1] == process.port
+            [place] = process.places
+            assert taken.getsockname() == place
             os.kill(process.pid, 9)
-            with socket.create_connection(("127.0.0.1", process.port), 5):
+            with socket.create_connection(place, 5):
                 taken.accept()[0].close()
 
 
@@ -70,7 +70,8 @@ async def test_a_program_without_a_file_is_known_by_what_it_was_given(tmp_path: 
         finally:
             program.kill()
             another.kill()
-    assert [(one.name, one.pid, one.port) for one in found] == [("apollo", program.pid, 4711)]
+    assert [(one.name, one.pid) for one in found] == [("apollo", program.pid)]
+    assert found[0].places == [("127.0.0.1", 4711), ("::1", 4711)]
 
 
 def test_copies_that_are_replaced_are_closed_and_the_same_ones_are_not() -> None:

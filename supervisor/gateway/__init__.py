@@ -1,0 +1,1 @@
+"""The team over HTTP, in a process of its own: a client of the specialists' sockets and of the control socket."""
