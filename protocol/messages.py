@@ -15,6 +15,9 @@ PROTOCOL_VERSION = 1
 RequestId = str | int
 DoneReason = Literal["stop", "length", "cancelled"]
 Phase = Literal["queued", "loading", "prefill"]
+Temperature = Annotated[float, Meta(ge=0, le=10)]
+TokenCount = Annotated[int, Meta(ge=1)]
+Deadline = Annotated[float, Meta(gt=0)]  # seconds
 BackendStateName = Literal["ready", "loading", "model_missing", "down"]
 
 
@@ -29,8 +32,8 @@ class Options(Struct, frozen=True, omit_defaults=True):
     """How to generate one answer. Load-time options of a model are not among them: they would reload it for everybody."""
 
     model: str | None = None
-    temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Temperature | None = None
+    max_tokens: TokenCount | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -77,9 +80,9 @@ class Chat(Request, frozen=True, tag="chat", omit_defaults=True):
     context: dict[str, Any] | None = None
     history: list[Turn] | None = None
     options: Options | None = None
-    deadline: Annotated[float, Meta(gt=0)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    deadline: Deadline | None = None
+    temperature: Temperature | None = None
+    max_tokens: TokenCount | None = None
 
     @property
     def text(self) -> str:

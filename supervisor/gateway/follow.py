@@ -1,0 +1,154 @@
+"""One reader's connection: a stream's events as they come, written to one HTTP response.
+
+There is one writer for each connection and no task beside it. One task for all of them looks four times a second for those that
+have not been written to for long, which are sent a comment, and for those that take nothing of what was written, which are cut
+off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+
+import anyio
+from aiohttp import web
+
+from supervisor.gateway.frames import COMMENT, RETRY
+from supervisor.gateway.stream import Reader
+from supervisor.gateway.streams import Streams
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",  # else nginx holds events back until its buffer is full
+}
+LOOK_EVERY = 0.25  # seconds
+STATUS_WITHIN = 1.0  # seconds in which work that fails is still answered by a status; then the status line goes out
+COMMENT_AFTER = 15.0  # seconds: proxies cut what is silent for 30 to 60
+WRITE_WITHIN = 10.0  # seconds a reader may take nothing of what was written to it
+SEND_BUFFER = 65_536  # bytes that the kernel holds for one reader; left alone it takes megabytes before a write waits
+GONE_AFTER = 30_000  # milliseconds until the kernel gives up on a peer that acknowledges nothing
+
+
+class Connection:
+    """A reader's connection, as `Beat` sees it. Times are the loop's."""
+
+    __slots__ = ("_buffered", "_response", "_since", "is_due", "patience", "reader", "transport")
+
+    def __init__(self, reader: Reader, transport: asyncio.Transport) -> None:
+        self.reader = reader
+        self.transport = transport
+        self.patience = STATUS_WITHIN
+        self.is_due = False  # for a comment
+        self._since = asyncio.get_running_loop().time()  # of the last write, or of the last progress of one
+        self._buffered: int | None = None  # bytes not yet taken, while a write waits
+        _bound(transport.get_extra_info("socket"))
+
+    async def write(self, response: web.StreamResponse, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self._since, self._buffered = loop.time(), len(data) + self.transport.get_write_buffer_size()
+        await response.write(data)
+        self._since, self._buffered = loop.time(), None
+
+    def look(self, now: float) -> None:
+        """Cuts it off, or has it send a comment, where it is time for that."""
+        if self._buffered is None:
+            if now - self._since >= self.patience:
+                self.is_due = True
+                self.reader.wake()
+            return
+        left = self.transport.get_write_buffer_size()
+        if left < self._buffered:
+            self._since, self._buffered = now, left
+        elif now - self._since > WRITE_WITHIN:
+            self.transport.abort()
+
+
+class Beat:
+    """Looks after all connections."""
+
+    def __init__(self) -> None:
+        self._connections: set[Connection] = set()
+        self._some = anyio.Event()
+
+    async def run(self) -> None:
+        """Looks for as long as there is somebody to look at, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._connections:
+                self._some = anyio.Event()
+                await self._some.wait()
+            await anyio.sleep(LOOK_EVERY)
+            now = loop.time()
+            for one in list(self._connections):
+                one.look(now)
+
+    def add(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._some.set()
+
+    def remove(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+
+async def follow(
+    request: web.Request, streams: Streams, beat: Beat, reader: Reader, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Writes events until the stream ends or the caller leaves. Closes the reader.
+
+    Raises what the work failed with where that was before its first event, and nothing was sent yet.
+    """
+    transport = request.transport
+    if transport is None:
+        reader.close()
+        raise ConnectionResetError("the caller left before its answer began")
+    connection = Connection(reader, transport)
+    beat.add(connection)
+    try:
+        return await _write(request, streams, connection, web.StreamResponse(headers={**HEADERS, **headers}))
+    finally:
+        beat.remove(connection)
+        reader.close()
+
+
+async def _write(
+    request: web.Request, streams: Streams, connection: Connection, response: web.StreamResponse
+) -> web.StreamResponse:
+    reader, is_told = connection.reader, False
+    while not reader.is_done:
+        if reader.lost:
+            data = await streams.behind(reader)
+            if data is None:
+                connection.transport.abort()
+                return response
+        else:
+            data = reader.take()
+        if not data:
+            if not connection.is_due:
+                await reader.wait()
+                continue
+            connection.is_due = False
+            data = COMMENT
+        if not response.prepared:
+            if reader.stream.refused is not None and data is not COMMENT:
+                raise reader.stream.refused
+            await response.prepare(request)
+            connection.patience = COMMENT_AFTER
+        if not is_told and data is not COMMENT:
+            # With the first event: some readers take a block of nothing but `retry:` for an event.
+            data, is_told = RETRY + data, True
+        await connection.write(response, data)
+    if not response.prepared:
+        await response.prepare(request)
+    await response.write_eof()
+    return response
+
+
+def _bound(raw: socket.socket | None) -> None:
+    """Has the kernel hold less for a slow reader, and give up on one that is gone without a word."""
+    if raw is None:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_AFTER)

@@ -1,0 +1,132 @@
+"""What the gateway can do, one definition each: the route, what its request must look like, and what answers it.
+
+The same definition has requests read and validated, and makes `openapi.json`. So what is described is what is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from protocol.codec import explain, parse_json
+from protocol.errors import BadRequest
+from supervisor.gateway.frames import json_line
+from supervisor.gateway.stream import Stream
+from supervisor.gateway.streams import Work
+
+if TYPE_CHECKING:
+    from supervisor.gateway.house import House
+
+RESUME_GRACE = 10.0  # seconds that an answer goes on without its reader who can come back: EventSource does after three
+
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+Scope = Literal["open", "chat", "admin"]  # what a key must be good for, where keys are needed; open needs none
+Kind = Literal["json", "events", "text", "page"]
+B = TypeVar("B")
+
+
+class Call(Generic[B]):
+    """One request, read and validated. `body` is what the operation's `body` says, `query` what its `query` says.
+
+    `asked` is the body as it came. `owner` is the caller's key, "" where none is needed.
+    """
+
+    def __init__(self, request: web.Request, house: House, body: B, query: Any, asked: bytes) -> None:
+        self.request = request
+        self.house = house
+        self.body = body
+        self.query = query
+        self.asked = asked
+
+    @property
+    def owner(self) -> str:
+        return str(self.request.get("owner", ""))
+
+    def part(self, name: str = "id") -> str:
+        """A part of the path."""
+        return self.request.match_info[name]
+
+    @property
+    def grace(self) -> float:
+        """How long an answer goes on when this caller leaves: only where it said that it would be back."""
+        is_back = getattr(self.body, "resume", False) or self.retry_key
+        return RESUME_GRACE if is_back else 0.0
+
+    @property
+    def retry_key(self) -> str:
+        """What names a request that may be repeated without being done twice."""
+        return self.request.headers.get("Idempotency-Key", "")
+
+    async def begun(self, kind: str, work: Work, *, is_kept: bool = True) -> Stream:
+        """The stream of this request's work: begun now, or before by the same request with the same retry key."""
+        streams, key = self.house.streams, self.retry_key
+        asked = self.request.path.encode() + b"\n" + self.asked
+        earlier = await streams.begun_before(self.owner, key, asked)
+        if earlier is not None:
+            return earlier
+        return streams.begin(kind, work, owner=self.owner, retry_key=key, asked=asked, is_kept=is_kept or bool(key))
+
+
+Answer = Struct | list[Any] | dict[str, Any] | web.StreamResponse
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One route.
+
+    `answer` is the type of a 200's body; `failures` are the statuses that it may fail with besides those of every route.
+    `answers` says whether that body is JSON, server-sent events or text. `is_hidden` keeps an alias out of the description.
+    """
+
+    method: Method
+    path: str
+    run: Callable[[Call[Any]], Awaitable[Answer]]
+    tag: str
+    summary: str
+    body: Any = None
+    query: type[Struct] | None = None
+    answer: Any = None
+    answers: Kind = "json"
+    failures: tuple[int, ...] = ()
+    scope: Scope = "chat"
+
+    @property
+    def name(self) -> str:
+        """What it is called in the description."""
+        return self.run.__name__
+
+
+def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The operation as a route of aiohttp's."""
+    read_body = msgspec.json.Decoder(operation.body).decode if operation.body is not None else None
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        query = read_query(request, operation.query) if operation.query is not None else None
+        # Whatever the content type says: curl -d sends a form's.
+        asked = await request.read() if read_body is not None else b""
+        body = parse_json(read_body, asked) if read_body is not None else None
+        answered = await operation.run(Call(request, house, body, query, asked))
+        return answered if isinstance(answered, web.StreamResponse) else as_json(answered)
+
+    return answer
+
+
+def read_query(request: web.Request, shape: type[Struct]) -> Any:
+    """The query string as a value. Raises BadRequest with the parameter's name."""
+    said: dict[str, Any] = {}
+    for name, value in request.query.items():
+        if name in said:
+            raise BadRequest(f"{name}: given twice in the query")
+        said[name] = value
+    try:
+        return msgspec.convert(said, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(explain(error)) from None
+
+
+def as_json(value: Any, status: int = 200) -> web.Response:
+    """A JSON answer."""
+    return web.Response(status=status, body=json_line(value), content_type="application/json", charset="utf-8")

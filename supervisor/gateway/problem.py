@@ -1,0 +1,171 @@
+"""What goes wrong, as HTTP says it: a status and `application/problem+json` (RFC 9457), with a plain sentence besides."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from protocol import errors
+from protocol.errors import PeerError, ProtocolError
+
+logger = logging.getLogger("chorus.gateway")
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_AFTER = 1.0  # seconds, where nobody knows better
+
+
+class Problem(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An error as it is sent. `error` is one sentence: what happened, and what to do; `code` is the wire's."""
+
+    title: str
+    status: int
+    detail: str
+    error: str
+    code: str
+    type: str = msgspec.field(default_factory=lambda: "about:blank")
+    partial: str | None = None
+    trace_id: str | None = None
+
+
+class TooLarge(errors.CallerError):
+    """The body is larger than this gateway takes."""
+
+    code = "too_large"
+
+
+class TooMany(errors.HouseError):
+    """Our own limit for one caller."""
+
+    code = "too_many_requests"
+
+
+class Unauthorized(errors.CallerError):
+    """No key, or none that is known."""
+
+    code = "unauthorized"
+
+
+class Conflict(errors.CallerError):
+    """It cannot be done as things stand."""
+
+    code = "conflict"
+
+
+class Misdirected(errors.CallerError):
+    """The Host is nobody's name here: somebody has another name point at us."""
+
+    code = "misdirected"
+
+
+# The nearest class of an error's ancestry decides.
+STATUSES: dict[type[ProtocolError], int] = {
+    errors.BadJson: 400,
+    Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    errors.LineTooLong: 413,
+    Misdirected: 421,
+    errors.CallerError: 422,
+    TooMany: 429,
+    errors.Internal: 500,
+    errors.ModelServerError: 502,
+    PeerError: 502,
+    errors.HouseError: 503,
+    errors.Refused: 503,
+    errors.DeadlinePassed: 504,
+    errors.Stalled: 504,
+}
+_TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    421: "Misdirected Request",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+WAITING_HELPS = (429, 503)
+
+
+def status_of(error: ProtocolError) -> int:
+    """The HTTP status of an error."""
+    return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+
+
+def code_of(error: ProtocolError) -> str:
+    """Its code; what a client meets on its own side of a connection has none on the wire."""
+    return error.code or "unavailable"
+
+
+def response(error: ProtocolError, *, trace_id: str | None = None) -> web.Response:
+    """The whole answer for an error."""
+    status = status_of(error)
+    problem = Problem(
+        title=_TITLES[status],
+        status=status,
+        detail=error.sentence,
+        error=error.sentence,
+        code=code_of(error),
+        partial=error.partial or None,
+        trace_id=trace_id,
+    )
+    answer = web.Response(status=status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
+    if status in WAITING_HELPS:
+        wait = error.retry_after if error.retry_after is not None else RETRY_AFTER
+        answer.headers["Retry-After"] = str(max(1, math.ceil(wait)))
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="chorus"'
+    return answer
+
+
+def _of_aiohttp(error: web.HTTPException) -> web.Response:
+    """An answer of the library itself: no such route, a method that is not there, a body over the limit."""
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return response(TooLarge(f"the body is too large: {error.text}; send less, or raise gateway.max_body_bytes"))
+    if error.status == 404:
+        return response(errors.NotFound("there is nothing here: GET /openapi.json lists the routes"))
+    sentence, code = (error.reason or "").lower(), f"http_{error.status}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        sentence, code = f"{error.method} is not among what this route takes: {allowed}", "method_not_allowed"
+    title = _TITLES.get(error.status, error.reason or "Error")
+    problem = Problem(title=title, status=error.status, detail=sentence, error=sentence, code=code)
+    answer = web.Response(status=error.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
+    if "Allow" in error.headers:
+        answer.headers["Allow"] = error.headers["Allow"]
+    return answer
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Has every failure answered as a problem. The fence: our own mistakes are logged with the id that the caller is told."""
+    try:
+        return await handler(request)
+    except ProtocolError as error:
+        return response(error)
+    except web.HTTPException as error:
+        return error if error.status < 400 else _of_aiohttp(error)
+    except ConnectionError:
+        raise  # the caller is gone
+    except Exception:
+        trace_id = secrets.token_hex(6)
+        logger.exception("%s %s failed [%s]", request.method, request.path, trace_id)
+        sentence = f"the gateway failed: chorus logs gateway has the trace {trace_id}"
+        return response(errors.Internal(sentence), trace_id=trace_id)

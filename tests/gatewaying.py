@@ -1,0 +1,170 @@
+"""A gateway served in the test's own loop, in front of specialists served there too; all over real sockets.
+
+async with gateway(tmp_path, apollo=ScriptedBackend("Hel", "lo")) as served:
+    assert (await served.post("/api/chat/apollo", message="hi"))["content"] == "Hello"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+from aiohttp import web
+from serving import Json, Served, serving
+
+from daemon.backends import Backend
+from protocol.settings import Colleague, Gateway, GatewayConfig, Limits
+from supervisor.gateway.app import build
+from supervisor.gateway.house import House
+
+
+class Event:
+    """One server-sent event, as it came."""
+
+    def __init__(self, block: str) -> None:
+        self.name, self.id, self.data = "message", "", ""
+        for line in block.split("\n"):
+            field, _, value = line.partition(": ")
+            match field.rstrip(":"):
+                case "event":
+                    self.name = value
+                case "id":
+                    self.id = value
+                case "data":
+                    self.data = value
+
+    @property
+    def json(self) -> Json:
+        told: Json = json.loads(self.data)
+        return told
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.id} {self.data}"
+
+
+class Events:
+    """A stream of events being read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self._rest = b""
+
+    @property
+    def stream_id(self) -> str:
+        return self.response.headers["X-Stream-Id"]
+
+    async def blocks(self) -> AsyncIterator[str]:
+        """What stands between blank lines, comments too."""
+        async for chunk in self.response.content.iter_any():
+            *whole, self._rest = (self._rest + chunk).split(b"\n\n")
+            for one in whole:
+                yield one.decode()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events()
+
+    async def _events(self) -> AsyncIterator[Event]:
+        async for block in self.blocks():
+            if "data:" in block:
+                yield Event(block)
+
+    async def until(self, name: str) -> list[Event]:
+        """The events up to and with the first of this name."""
+        seen = []
+        async for event in self:
+            seen.append(event)
+            if event.name == name:
+                return seen
+        raise AssertionError(f"the stream ended without {name}: {seen}")
+
+    async def all(self) -> list[Event]:
+        return [event async for event in self]
+
+
+class ServedGateway:
+    """The gateway, and those who are behind it."""
+
+    def __init__(self, house: House, port: int, session: aiohttp.ClientSession, behind: dict[str, Served]) -> None:
+        self.house = house
+        self.port = port
+        self.session = session
+        self.behind = behind
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def request(self, method: str, path: str, **how: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """One request: its status, its JSON, and the response."""
+        async with self.session.request(method, self.url + path, **how) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if "json" in response.content_type else text, response
+
+    async def get(self, path: str, **how: Any) -> Any:
+        status, told, _ = await self.request("GET", path, **how)
+        assert status == 200, told
+        return told
+
+    async def post(self, path: str, **body: Any) -> Any:
+        status, told, _ = await self.request("POST", path, json=body)
+        assert status == 200, told
+        return told
+
+    @asynccontextmanager
+    async def events(self, method: str, path: str, **how: Any) -> AsyncGenerator[Events]:
+        """A stream; leaving the block leaves the stream."""
+        async with self.session.request(method, self.url + path, **how) as response:
+            assert response.status == 200, await response.text()
+            assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+            yield Events(response)
+
+
+def config_in(folder: Path, roster: list[Colleague], **settings: Any) -> GatewayConfig:
+    """The configuration of a gateway; what is given goes into its settings."""
+    return GatewayConfig(
+        places=[("127.0.0.1", 8003)],
+        settings=Gateway(**settings),
+        limits=Limits(),
+        roster=roster,
+        grace=1.0,
+        retention_days=1.0,
+        allowed_uids=[],
+        socket=str(folder / "no-supervisor.sock"),
+        data_dir=str(folder),
+        state_dir=str(folder),
+    )
+
+
+@asynccontextmanager
+async def gateway(
+    folder: Path, settings: dict[str, Any] | None = None, /, **team: Backend
+) -> AsyncGenerator[ServedGateway]:
+    """A gateway in front of these specialists, until the end of the block."""
+    async with AsyncExitStack() as stack:
+        behind = {
+            name: await stack.enter_async_context(serving(backend, folder / name, name=name))
+            for name, backend in team.items()
+        }
+        roster = [Colleague(name, "127.0.0.1", served.port) for name, served in behind.items()]
+        house = House(config_in(folder, roster, **(settings or {})))
+        async with anyio.create_task_group() as group:
+            await group.start(house.run)
+            runner = web.AppRunner(build(house), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = runner.addresses[0][1]
+            try:
+                async with aiohttp.ClientSession() as session:
+                    yield ServedGateway(house, port, session, behind)
+            finally:
+                await house.drain(0.0)
+                await runner.cleanup()
+                group.cancel_scope.cancel()
+        await asyncio.sleep(0)
