@@ -88,6 +88,10 @@ class Streams:
         return len(self._runs)
 
     @property
+    def in_memory(self) -> int:
+        return len(self._open)
+
+    @property
     def readers(self) -> int:
         return sum(len(stream.readers) for stream in self._open.values())
 
@@ -292,6 +296,8 @@ class Streams:
         stream = self._opened(Stream(restored.head, restored=restored, ring_bytes=self._ring_bytes))
         if restored.ended is None:
             self._group.start_soon(self._tail, stream)
+        else:  # whoever asked reads it before anything else runs, or did not want to
+            asyncio.get_running_loop().call_soon(self._let_go, stream)
         return stream
 
     async def _tail(self, stream: Stream) -> None:

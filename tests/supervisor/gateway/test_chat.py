@@ -123,3 +123,15 @@ async def test_a_wrong_body_is_told_where_it_is_wrong(tmp_path: Path, body: byte
             got, told, _ = await served.request("POST", "/api/chat/apollo", data=body)
     assert got == status
     assert said in told["error"]
+
+
+async def test_a_look_at_a_stream_that_is_over_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    async with gateway(tmp_path, apollo=ScriptedBackend("Hel", "lo")) as served:
+        with anyio.fail_after(5):
+            async with served.events("POST", "/api/chat/apollo/stream", json={"message": "hi"}) as events:
+                stream_id, last = events.stream_id, (await events.all())[-1]
+            await served.get(f"/api/stream/status/{stream_id}")
+            path = "/api/chat/apollo/stream"
+            status, _, _ = await served.request("GET", path, headers={"Last-Event-ID": last.id})
+            assert status == 204
+            await until(lambda: served.house.streams.in_memory == 0)
