@@ -1,1 +1,1 @@
-"""The team over HTTP: routes, server-sent events, the OpenAI protocol. A client of the sockets, in a process of its own."""
+"""The team over HTTP, in a process of its own: a client of the specialists' sockets and of the control socket."""

@@ -1,7 +1,7 @@
-"""What the gateway consists of, and the order in which it comes up and goes down.
+"""What the gateway consists of besides its routes, and the order in which it goes down.
 
-the team as it is told by the supervisor      first up, so that the first request finds somebody
-streams, with the work behind them            drained first: everybody who reads is given a proper end
+the team, as the supervisor tells of it
+streams, with the work behind them          drained first: everybody who reads is given a proper end
 the beat of the readers' connections
 """
 
@@ -14,11 +14,10 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from protocol.errors import Draining
 from protocol.settings import GatewayConfig
 from supervisor.gateway import chat
 from supervisor.gateway.follow import Beat
-from supervisor.gateway.streams import Streams
+from supervisor.gateway.streams import Interrupted, Streams
 from supervisor.gateway.team import Team
 
 VOCABULARIES = (chat.VOCABULARY,)
@@ -36,6 +35,7 @@ class House:
         self.beat = Beat()
         self.in_flight = 0
         self.is_draining = False
+        self._ended = anyio.Event()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serves what the routes need until cancelled."""
@@ -45,7 +45,20 @@ class House:
             group.start_soon(self.beat.run)
             task_status.started()
 
+    def begun(self) -> None:
+        """A request is under way."""
+        self.in_flight += 1
+
+    def ended(self) -> None:
+        """And is not any more."""
+        self.in_flight -= 1
+        self._ended.set()
+        self._ended = anyio.Event()
+
     async def drain(self, grace: float) -> None:
-        """Has everything under way end, within `grace` seconds by itself and after that with a word."""
+        """Refuses what is new, and returns when nothing is under way any more; what is after `grace` seconds is ended."""
         self.is_draining = True
-        await self.streams.drain(Draining("the gateway is going down: ask again", retry_after=1.0), grace)
+        await self.streams.drain(Interrupted("the gateway went down before the answer was whole: ask again"), grace)
+        with anyio.move_on_after(grace):
+            while self.in_flight:
+                await self._ended.wait()

@@ -20,7 +20,7 @@ import anyio.abc
 import anyio.to_thread
 from msgspec import Struct
 
-from protocol.errors import BadRequest, HouseError, Internal, NotFound, ProtocolError, Unavailable
+from protocol.errors import BadRequest, HouseError, Internal, NotFound, ProtocolError
 from supervisor.gateway import record
 from supervisor.gateway.frames import fields, frame
 from supervisor.gateway.problem import TooMany
@@ -43,6 +43,12 @@ class Withdrawn(HouseError):
     """Nobody wants the answer any more."""
 
     code = "cancelled"
+
+
+class Interrupted(HouseError):
+    """This gateway, or the one before it, ended; whoever was asked has not failed."""
+
+    code = "gateway_restarted"
 
 
 class _Run:
@@ -325,8 +331,9 @@ class Streams:
         self._let_go(stream)
 
     async def _interrupted(self, stream: Stream) -> None:
-        sentence = "the gateway ended before the answer was whole: what had arrived is here; ask again"
-        await self._fail(stream, Unavailable(sentence, retry_after=1.0))
+        await self._fail(
+            stream, Interrupted("the gateway ended before the answer was whole: ask again", retry_after=1.0)
+        )
         stream.end(failed=True)
         await stream.published()
 

@@ -123,7 +123,8 @@ async def test_whoever_was_accepted_just_before_the_end_still_has_its_first_word
             kept.keeper.tell(Command("stop", "asked to stop"))
             await closed(config)
             client.sendall(b"th HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert client.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+            with client.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
         await gone(pid)
 
 
