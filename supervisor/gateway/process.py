@@ -46,8 +46,8 @@ class ServiceManager(Protocol):
 def run(config: GatewayConfig, listeners: list[socket.socket], manager: ServiceManager | None = None) -> None:
     """Serves until a signal ends it. Closes the listeners; whoever else holds them still does.
 
-    `manager` is given where this process is a unit of its own, and only there. Raises SystemExit with a sentence where it cannot
-    serve as it is told to.
+    `manager` is given where this process is a unit of its own, and only there. Raises SystemExit with a sentence where it
+    cannot serve as it is told to.
     """
     faulthandler.enable(sys.stderr, all_threads=True)
     faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)

@@ -52,6 +52,7 @@ async def closed(config: GatewayConfig) -> None:
     with anyio.fail_after(10):
         while True:
             with socket.socket() as client:
+                client.settimeout(0.02)  # where the queue of a listener is full, the kernel tries again after a second
                 if client.connect_ex(("127.0.0.1", config.port)) == errno.ECONNREFUSED:
                     return
             await anyio.lowlevel.checkpoint()
