@@ -127,7 +127,7 @@ async def connect(host: str, port: int) -> AsyncIterator[Connection]:
     try:
         stream = await anyio.connect_tcp(host, port)
     except OSError as error:
-        raise Refused(f"nobody answers on {host}:{port} ({_reason(error)})") from None
+        raise Refused(f"nobody answers on {host}:{port} ({reason(error)})") from None
     local = stream.extra(anyio.abc.SocketAttribute.local_address)
     if local == stream.extra(anyio.abc.SocketAttribute.remote_address):
         # The port lies in the ephemeral range, and the kernel may pick it for our own end (simultaneous open).
@@ -171,7 +171,7 @@ async def connect_control(path: str | os.PathLike[str]) -> AsyncIterator[Control
     try:
         stream = await anyio.connect_unix(path)
     except OSError as error:
-        raise Refused(f"no supervisor answers at {os.fspath(path)} ({_reason(error)})") from None
+        raise Refused(f"no supervisor answers at {os.fspath(path)} ({reason(error)})") from None
     connection = ControlConnection(stream)
     try:
         yield connection
@@ -187,7 +187,7 @@ def _control_answer(line: bytes) -> AnyAnswer:
         raise WrongReply(f"the supervisor's answer cannot be read: {error.sentence}") from None
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """What the system says, without Python's own wording around it."""
     causes = getattr(error.__cause__, "exceptions", None)
     first = causes[0] if causes else error

@@ -1,4 +1,7 @@
-"""Streams from the outside: followed from their begin, or from where a reader was; looked at; cancelled."""
+"""Streams from the outside: followed from their begin, or from where a reader was; looked at; cancelled.
+
+They are found by their id, and by the Idempotency-Key of the request that began them.
+"""
 
 from __future__ import annotations
 

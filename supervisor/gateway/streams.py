@@ -271,7 +271,11 @@ class Streams:
     # -- finding ------------------------------------------------------------------------------------------------------------
 
     async def find(self, stream_id: str, owner: str = "") -> Stream:
-        """The stream of this id. Whoever does not read it at once must find it again. Raises NotFound, for another's too."""
+        """The stream of this id, or of the request with this retry key: who has no answer yet knows nothing but that.
+
+        Whoever does not read it at once must find it again. Raises NotFound, for another's too.
+        """
+        stream_id = self._of_retry.get((owner, stream_id), stream_id)
         stream = self._open.get(stream_id)
         if stream is None:
             if stream_id not in self._kept:
