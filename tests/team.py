@@ -223,6 +223,11 @@ class ModelServer:
 
     def use(self, script: Script) -> None:
         self._lookalike.script = script
+        self._lookalike.steps = asyncio.Semaphore(0)
+
+    def step(self) -> None:
+        """Lets one event go of an answer that is stepped."""
+        self._loop.call_soon_threadsafe(self._lookalike.steps.release)
 
     def let_go(self) -> None:
         """Lets those go on that the script holds."""

@@ -63,7 +63,7 @@ class Script(Struct, frozen=True, kw_only=True):
 
     `ending` comes after `after` tokens, or after all. `cut` sends every line in chunks of so many bytes.
     `burst` puts so many lines into one write, with no thought for each. `hold` waits for `let_go()` before
-    the first event, and `slow_load` for `let_load()` while a model is loaded.
+    the first event, `stepped` for one of `steps` before each, and `slow_load` for `let_load()` while a model is loaded.
     """
 
     tokens: tuple[str, ...] = ("Hello", ",", " world")
@@ -76,6 +76,7 @@ class Script(Struct, frozen=True, kw_only=True):
     has_chat: bool = True
     endless: bool = False
     hold: bool = False
+    stepped: bool = False
     slow_load: bool = False
     load_refusal: Refusal | None = None
     cut: int | None = None
@@ -104,6 +105,7 @@ class OllamaLookalike(RawServer):
         self.loads_begun = 0
         self.loads_aborted = 0
         self._gate = asyncio.Event()
+        self.steps = asyncio.Semaphore(0)  # events that an answer which is stepped may send
         self._load_gate = asyncio.Event()
 
     def asked(self, path: str = "/api/chat") -> list[Request]:
@@ -217,6 +219,8 @@ class OllamaLookalike(RawServer):
     async def _stream_one_by_one(self, reply: Reply, script: Script, events: Iterator[bytes]) -> None:
         began = time.monotonic()
         for number, event in enumerate(itertools.islice(events, script.after)):
+            if script.stepped:
+                await self.steps.acquire()
             if script.rate:
                 await asyncio.sleep(max(0.0, began + number / script.rate - time.monotonic()))
             if not reply.started:

@@ -1,0 +1,14 @@
+"""One team for all tests that look at the gateway from outside. They belong to one group: side by side they would share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fronting import Front
+
+
+@pytest.fixture(scope="session")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with Front.start(tmp_path_factory.mktemp("front")) as one:
+        yield one
