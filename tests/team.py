@@ -22,7 +22,8 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -224,6 +225,15 @@ class ModelServer:
     def use(self, script: Script) -> None:
         self._lookalike.script = script
         self._lookalike.steps = asyncio.Semaphore(0)
+
+    @contextmanager
+    def absent(self) -> Generator[None]:
+        """Nobody listens there until the end of the block."""
+        asyncio.run_coroutine_threadsafe(self._lookalike.refuse(), self._loop).result(10)
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(self._lookalike.listen(), self._loop).result(10)
 
     def step(self) -> None:
         """Lets one event go of an answer that is stepped."""
