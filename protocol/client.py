@@ -189,6 +189,7 @@ def _control_answer(line: bytes) -> AnyAnswer:
 
 def reason(error: OSError) -> str:
     """What the system says, without Python's own wording around it."""
-    causes = getattr(error.__cause__, "exceptions", None)
-    first = causes[0] if causes else error
-    return (first.strerror or str(first)).lower()
+    cause = error.__cause__ or error
+    first = getattr(cause, "exceptions", [cause])[0]  # one for each address that was tried
+    number = getattr(first, "errno", None) or 0
+    return (os.strerror(number) if number > 0 else str(first)).lower()  # names that cannot be resolved count downwards

@@ -14,7 +14,6 @@ from aiohttp import web
 from msgspec import Struct
 from msgspec.structs import replace
 
-from protocol.client import connect
 from protocol.codec import read_context
 from protocol.errors import BadRequest, PeerError, ProtocolError, from_wire
 from protocol.messages import (
@@ -36,6 +35,7 @@ from supervisor.gateway.problem import code_of
 from supervisor.gateway.resume import serve, serve_from
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.streams import Work
+from supervisor.gateway.team import reached
 from supervisor.gateway.vocabulary import Event, Vocabulary
 from supervisor.team.chat import Member
 
@@ -197,7 +197,7 @@ def asking(member: Member, spelling: str, question: Chat) -> Work:
     """The work of asking one specialist, whose name the events repeat as the caller spelt it."""
 
     async def work(stream: Stream) -> None:
-        async with connect(member.host, member.port) as connection, aclosing(connection.ask(question)) as replies:
+        async with reached(member) as connection, aclosing(connection.ask(question)) as replies:
             async for reply in replies:
                 match reply:
                     case StreamChunk(content=str(text)):

@@ -7,16 +7,17 @@ picture is still good for asking them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
 
 from protocol import names
-from protocol.client import connect_control
+from protocol.client import Connection, connect, connect_control
 from protocol.control import AnyAnswer, AnyControl, Result, Snapshot, SpecialistStatus, StatusReport, Transition, Watch
 from protocol.control import Status as AskStatus
-from protocol.errors import NotFound, ProtocolError, Unavailable
+from protocol.errors import NotFound, ProtocolError, Refused, Unavailable
 from protocol.settings import GatewayConfig
 from supervisor.team.chat import Member
 
@@ -155,3 +156,14 @@ class Team:
             report = await self.look()
             if report is not None:
                 self._picture(report)
+
+
+@asynccontextmanager
+async def reached(member: Member) -> AsyncIterator[Connection]:
+    """A connection to a specialist. Raises Unavailable with what to do where nobody listens."""
+    try:
+        async with connect(member.host, member.port) as connection:
+            yield connection
+    except Refused as error:
+        sentence = f"{member.name} does not answer: {error.sentence}; chorus status {member.name} says why"
+        raise Unavailable(sentence, retry_after=AGAIN_AFTER) from None

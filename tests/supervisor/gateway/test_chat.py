@@ -135,3 +135,13 @@ async def test_a_look_at_a_stream_that_is_over_leaves_nothing_in_memory(tmp_path
             status, _, _ = await served.request("GET", path, headers={"Last-Event-ID": last.id})
             assert status == 204
             await until(lambda: served.house.streams.in_memory == 0)
+
+
+async def test_a_specialist_that_is_gone_is_told_with_what_to_do(tmp_path: Path) -> None:
+    async with gateway(tmp_path, apollo=EchoBackend()) as served:
+        served.behind["apollo"].stop.set()
+        await served.behind["apollo"].ended.wait()
+        with anyio.fail_after(5):
+            status, told, response = await served.request("POST", "/api/chat/apollo", json={"message": "hi"})
+    assert (status, told["code"], response.headers["Retry-After"]) == (503, "unavailable", "1")
+    assert told["error"].endswith("(connection refused); chorus status apollo says why")
