@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from protocol.messages import Error, Request, RequestId
 from protocol.names import GATEWAY
+from protocol.shape import Mistake
 
 # -- requests ---------------------------------------------------------------------------------------------------------
 
@@ -69,10 +70,16 @@ class TeamChat(Request, frozen=True, tag="team_chat", omit_defaults=True):
     deadline: float | None = None
 
 
-AnyControl = Status | Watch | Start | Stop | Restart | Drain | Reload | Shutdown | TeamChat
+class Route(Request, frozen=True, tag="route", omit_defaults=True):
+    """Tell the orchestration rules; with `rules` those are put in the place of all others first, or refused as a whole."""
+
+    rules: dict[str, Any] | None = None
+
+
+AnyControl = Status | Watch | Start | Stop | Restart | Drain | Reload | Shutdown | TeamChat | Route
 _TYPES: dict[str, type[AnyControl]] = {
     cls.__struct_config__.tag: cls  # type: ignore[misc]
-    for cls in (Status, Watch, Start, Stop, Restart, Drain, Reload, Shutdown, TeamChat)
+    for cls in (Status, Watch, Start, Stop, Restart, Drain, Reload, Shutdown, TeamChat, Route)
 }
 CONTROL_TYPES = tuple(_TYPES)
 decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in _TYPES.items()}
@@ -252,7 +259,10 @@ class Planned(Answer, frozen=True, tag="planned", kw_only=True):
 
 
 class Result(Answer, frozen=True, tag="result", kw_only=True):
-    """`changed` and `failed` list what became of whom; `status`, `answer` and `plan` only where they were asked for."""
+    """`changed` and `failed` list what became of whom; `status`, `answer`, `plan` and `rules` only where they were asked for.
+
+    `mistakes` are those of rules that were refused.
+    """
 
     ok: bool
     changed: list[Outcome]
@@ -260,6 +270,8 @@ class Result(Answer, frozen=True, tag="result", kw_only=True):
     status: StatusReport | None = None
     answer: dict[str, Any] | None = None
     plan: Plan | None = None
+    rules: dict[str, Any] | None = None
+    mistakes: list[Mistake] = []
 
 
 class Snapshot(Answer, frozen=True, tag="snapshot", kw_only=True):

@@ -25,10 +25,12 @@ from protocol.control import CONTROL_TYPES, Outcome, Progress, Result, Specialis
 from protocol.errors import BadRequest, Busy, Forbidden, LineTooLong, ProtocolError, UnknownType
 from protocol.framing import LineBuffer
 from protocol.messages import Request
+from protocol.shape import Mistake
 from supervisor import peer
 from supervisor.operations import TEAM_CHATS, Fleet
 from supervisor.places import private_folder
 from supervisor.reload import Reload
+from supervisor.team import routing
 from supervisor.team.chat import Member, TeamQuestion, ask_team
 
 logger = logging.getLogger("chorus.supervisor")
@@ -162,6 +164,8 @@ class _Caller:
                 await self._shut_down(request)
             case messages.TeamChat():
                 await self._team_chat(request)
+            case messages.Route():
+                await self._send(self._routed(request))
             case messages.Named():
                 names = fleet.resolve(request.names)
                 outcomes: list[Outcome] = []
@@ -272,6 +276,17 @@ class _Caller:
         finally:
             fleet.team_chats.release()
         await self._result(request, [])
+
+    def _routed(self, request: messages.Route) -> Result:
+        fleet = self._fleet
+        wrong: list[Mistake] = []
+        if request.rules is not None:
+            try:
+                fleet.set_rules(routing.read(request.rules, fleet.registry.names))
+            except routing.BadRules as error:
+                wrong = error.mistakes
+        rules = msgspec.to_builtins(fleet.rulebook.rules)
+        return Result(request_id=request.request_id, ok=not wrong, changed=[], failed=[], rules=rules, mistakes=wrong)
 
     async def _result(self, request: Request, outcomes: list[Outcome], plan: messages.Plan | None = None) -> None:
         failed = [one for one in outcomes if one.error]

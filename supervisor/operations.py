@@ -22,6 +22,8 @@ from supervisor.fleet.inbox import Command, Happening, Inbox
 from supervisor.fleet.lifecycle import ANSWERING, RUNNING, State, Wanted
 from supervisor.fleet.processes import is_ours
 from supervisor.fleet.registry import Registry
+from supervisor.team.routing import Orchestration
+from supervisor.team.rulebook import Rulebook
 
 TEAM_CHATS = 4  # run for others at once; more would take time from the health checks
 GIVE_UP_AFTER = 120.0  # seconds a command waits for one specialist
@@ -96,6 +98,7 @@ class Fleet:
         self.down = anyio.Event()
         self.told: list[anyio.Event] = []  # set when somebody who asked for the end has heard of it
         self.team_chats = anyio.CapacityLimiter(TEAM_CHATS)
+        self.rulebook = Rulebook(loaded.dirs.state)
 
     def take(self, loaded: Loaded) -> None:
         """This is the configuration from here on."""
@@ -113,6 +116,12 @@ class Fleet:
         """Whether the configuration in force has somebody of this name kept."""
         settings = self.loaded.settings
         return settings.gateway.enabled if name == GATEWAY else name in settings.roster
+
+    def set_rules(self, rules: Orchestration) -> None:
+        """Puts these orchestration rules in force, for every process. Raises Unavailable where they cannot be kept."""
+        self.rulebook.write(rules)
+        count = len(rules.routing_rules)
+        self.registry.happened(f"the orchestration rules were replaced: {count or 'no'} rule{'s' * (count != 1)}")
 
     async def command(self, request: messages.Named, names: list[str]) -> list[Outcome]:
         """Carries out start, stop, restart or drain for some, side by side; rolling restarts one after the other."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.context import settings_of
 from supervisor.cli.exits import Exit, Failure
 from supervisor.config import Loaded
+
+if TYPE_CHECKING:
+    from protocol.messages import Options
+    from supervisor.cli.whom import Colleagues
+    from supervisor.team.routing import Choice
+
+SILENCE = 60.0  # seconds that each of several may be silent, as in a team chat
 
 # Stands in the words where `--` was: click drops it. No argument can hold a zero byte.
 TEXT_FROM_HERE = "\0"
@@ -49,8 +56,8 @@ def ask_command(
 ) -> int:
     """Ask one specialist. Standard input, if there is any, comes before the text.
 
-    Without a name whoever is free answers. A `-` in place of text reads standard input whatever it is; after `--`
-    the first word is no name.
+    Without a name the orchestration rules say who answers; without rules, whoever is free. A `-` in place of text
+    reads standard input whatever it is; after `--` the first word is no name.
     """
     import anyio
 
@@ -70,11 +77,16 @@ def ask_command(
         from supervisor.cli.stream import Outlet, tell
 
         everybody = await colleagues(loaded)
-        place = everybody.to_ask(name) if name else await everybody.choose()
-        if not name:
-            tell(f"{place.name} answers")
-        saved = Saved(save) if save else None
         options = Options(model=model, think=True if think == "show" else None)
+        if name:
+            place = everybody.to_ask(name)
+        else:
+            choice = await everybody.choose(question)
+            tell(_who_answers(choice))
+            if len(choice.chosen) > 1:
+                return await _all(everybody, choice, question, context, options, save, as_json=as_json)
+            place = everybody.place(choice.chosen[0])
+        saved = Saved(save) if save else None
         chat = Chat(content=question, stream=True, context=context or None, options=options)
         asking = Asking(place, chat, Outlet(sys.stdout), as_json=as_json, think=think == "show", saved=saved)
         try:
@@ -90,6 +102,37 @@ def ask_command(
         return Exit.DONE
 
     return anyio.run(run)
+
+
+def _who_answers(choice: Choice) -> str:
+    """What is said before an answer of somebody who was not named."""
+    who = " and ".join(filter(None, [", ".join(choice.chosen[:-1]), choice.chosen[-1]]))
+    verb = "answers" if len(choice.chosen) == 1 else "answer"
+    return f"{who} {verb}" + (f": {choice.why}" if choice.rule is not None else "")
+
+
+async def _all(
+    everybody: Colleagues,
+    choice: Choice,
+    question: str,
+    context: dict[str, Any],
+    options: Options,
+    save: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """A rule that has several answer makes a team chat of it."""
+    from supervisor.cli.saved import Saved
+    from supervisor.cli.teamchat import TeamChat
+    from supervisor.team.chat import Member, TeamQuestion
+
+    places = [everybody.place(name) for name in choice.chosen]
+    members = [Member(place.name, place.host, place.port) for place in places]
+    asked = TeamQuestion(content=question, timeout=SILENCE, context=context or None, options=options)
+    saved = Saved(save) if save else None
+    view = "json" if as_json else "blocks"
+    chat = TeamChat(everybody, members, asked, view=view, over_ssh=False, saved=saved, saved_as_json=False)
+    return await chat.run()
 
 
 def _close(saved: Any, asking: Any) -> None:

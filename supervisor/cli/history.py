@@ -142,7 +142,8 @@ async def read_book(loaded: Loaded, name: str | None, session: str | None) -> Bo
 
 async def _whom(loaded: Loaded, name: str | None) -> tuple[Any, list[Any], list[str]]:
     """Everybody, the places to ask, and the names of those that are not there."""
-    from supervisor.cli.whom import ANSWERING, colleagues
+    from supervisor.cli.whom import colleagues
+    from supervisor.team.routing import ANSWERING
 
     everybody = await colleagues(loaded)
     if name is not None:

@@ -108,7 +108,7 @@ async def _check(loaded: Loaded, only: list[str] | None, synthesize: str | None)
 
 async def _there(everybody: Colleagues, names: list[str]) -> set[str]:
     """Who of these answers, as the supervisor says, or as their ports do."""
-    from supervisor.cli.whom import ANSWERING
+    from supervisor.team.routing import ANSWERING
 
     if everybody.report is not None:
         return {one.name for one in everybody.report.specialists if one.state in ANSWERING}

@@ -5,6 +5,7 @@ The supervisor knows. Where none answers, the configured ports are tried: a spec
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Sequence
 
@@ -18,10 +19,11 @@ from protocol.errors import PeerError, ProtocolError
 from protocol.messages import Ping, Pong
 from supervisor.cli.exits import Exit, Failure, not_running
 from supervisor.config import Loaded
+from supervisor.team.routing import ANSWERING, Choice
+from supervisor.team.rulebook import Rulebook
 
 SUPERVISOR_WITHIN = 3.0  # seconds; one that does not answer is treated as one that is not there
 PONG_WITHIN = 2.0  # seconds a specialist without a supervisor has to say that it is one
-ANSWERING = ("ready", "degraded")
 ABSENT = frozenset({"stopped", "backing_off", "failed"})  # no process of ours is behind the port
 LONG = 8  # letters from which two typing mistakes still leave a name recognisable
 SHORT = 5  # letters under which one mistake makes another word
@@ -90,18 +92,19 @@ class Colleagues:
             raise self.unreachable(name)
         return self.place(name)
 
-    async def choose(self) -> Place:
-        """Who answers when nobody was named: ready, and with the least to do; the roster's order decides between equals."""
-        if self.report is None:
-            alone = await self.alone(self.roster)
-            if not alone:
-                raise not_running()
-            return alone[0]
-        for state in ANSWERING:
-            free = [one for one in self.report.specialists if one.state == state]
-            if free:
-                return self.place(min(free, key=lambda one: one.in_flight).name)
-        raise Failure("no specialist is ready", Exit.NOT_RUNNING, remedy="chorus status", code="not_running")
+    async def choose(self, question: str) -> Choice:
+        """Who answers when nobody was named, by the orchestration rules. Failure (exit 3) where nobody can."""
+        if self.report is not None:
+            team = self.report.specialists
+        elif not (team := [_alone(place) for place in await self.alone(self.roster)]):
+            raise not_running()
+        rulebook = Rulebook(self.loaded.dirs.state)
+        for rule in rulebook.rules.routing_rules:
+            rulebook.turns[rule.pattern] = random.randrange(1 << 20)  # a command is over before it could count
+        choice = rulebook.choose(question, team)
+        if choice is None:
+            raise Failure("no specialist is ready", Exit.NOT_RUNNING, remedy="chorus status", code="not_running")
+        return choice
 
     async def alone(self, names: Sequence[str]) -> list[Place]:
         """Those of these that answer on their ports without a supervisor, in the same order."""
@@ -129,6 +132,14 @@ class Colleagues:
             return Failure(what, Exit.NO_SUCH_SPECIALIST, remedy=remedy, code="not_found")
         what = f"{name} is {status.state}" + (f": {status.last_error}" if status.last_error else "")
         return Failure(what, Exit.NOT_RUNNING, remedy=status.remedy or remedy_for(status), code="not_running")
+
+
+def _alone(place: Place) -> SpecialistStatus:
+    """One that answers without a supervisor, as one would tell of it."""
+    ai_id = spelling.ai_id(place.name)
+    return SpecialistStatus(
+        name=place.name, ai_id=ai_id, host=place.host, port=place.port, state=ANSWERING[0], wanted="up"
+    )
 
 
 def remedy_for(status: SpecialistStatus) -> str:

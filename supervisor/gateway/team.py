@@ -20,6 +20,7 @@ from protocol.control import Status as AskStatus
 from protocol.errors import NotFound, ProtocolError, Refused, Unavailable
 from protocol.settings import GatewayConfig
 from supervisor.team.chat import Member
+from supervisor.team.routing import ANSWERING
 
 logger = logging.getLogger("chorus.gateway")
 
@@ -27,7 +28,6 @@ MEET_WITHIN = 1.0  # seconds that the first picture may take; then the gateway s
 AGAIN_AFTER = 0.5  # seconds between tries to reach a supervisor
 ANSWERED_WITHIN = 5.0  # seconds a supervisor has for a look at the team
 RENEW_AFTER = 0.05  # seconds in which changes are gathered into one look
-ANSWERING = frozenset({"ready", "degraded"})
 ABSENT_HELP = {
     "stopped": "it is stopped: chorus start {0}",
     "failed": "it has failed: chorus status {0} says why",

@@ -19,6 +19,7 @@ from protocol.control import (
     Drain,
     Progress,
     Restart,
+    Route,
     Snapshot,
     Start,
     Status,
@@ -264,3 +265,34 @@ async def test_the_journal_can_be_read_when_the_team_is_down(tmp_path: Path) -> 
         told = team.run("status", "--json")
     assert told.returncode == 3
     assert json.loads(told.stdout)["specialists"][0]["state"] == "stopped"
+
+
+async def test_orchestration_rules_are_kept_told_and_an_event(team: Team) -> None:
+    wanted = {"routing_rules": [{"pattern": "plan", "specialists": ["metis-ai"], "strategy": "best"}]}
+    async with control(team) as operator, control(team) as watching:
+        changes = watching.ask(Watch())
+        assert isinstance(await anext(changes), Snapshot)
+        before = await operator.call(Route())
+        assert before.rules is not None
+        assert before.rules["routing_rules"] == []
+        told = await operator.call(Route(rules=wanted))
+        assert told.ok
+        assert told.rules is not None
+        assert told.rules["routing_rules"] == wanted["routing_rules"]
+        with anyio.fail_after(10):
+            change = await anext(changes)
+        assert isinstance(change, Transition)
+        assert change.cause == "the orchestration rules were replaced: 1 rule"
+        assert team.run("ask", "a plan").stderr.startswith("metis answers: rule 1 (plan)")
+        assert (await operator.call(Route(rules={}))).ok
+
+
+async def test_orchestration_rules_with_mistakes_change_nothing(team: Team) -> None:
+    wrong = {"routing_rules": [{"pattern": "(", "specialists": ["metiss"]}], "retry": True}
+    async with control(team) as operator:
+        told = await operator.call(Route(rules=wrong))
+        assert not told.ok
+        paths = {"routing_rules[0].pattern", "routing_rules[0].specialists[0]", "retry"}
+        assert {one.path for one in told.mistakes} == paths
+        assert told.rules is not None
+        assert told.rules["routing_rules"] == []

@@ -397,3 +397,16 @@ def test_a_second_ctrl_c_ends_it_at_once(team: Team, server: ModelServer) -> Non
     finally:
         team.signal("apollo", signal.SIGCONT)
     process.communicate()
+
+
+def test_the_orchestration_rules_say_who_answers(tmp_path: Path) -> None:
+    with Team.start(tmp_path, roster=["apollo", "athena", "metis"]) as team:
+        state = team.home / ".local/state/chorus"
+        rules = {"routing_rules": [{"pattern": "plan", "specialists": ["metis-ai", "Athena"], "strategy": "all"}]}
+        (state / "orchestration.json").write_text(json.dumps(rules))
+        done = team.run("ask", "--", "a plan")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("metis and athena answer: rule 1 (plan): all who answer\n")
+        assert "== metis (" in done.stdout
+        assert "== athena (" in done.stdout
+        assert team.run("ask", "--", "hello").stderr.startswith("apollo answers\n")
