@@ -19,10 +19,11 @@ import socket
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from daemon import opening, peer
+from daemon import opening
 from daemon.paste import Paste
 from daemon.replies import harmless
 from daemon.requests import Requests
+from protocol import peer
 from protocol.codec import BadLine, decode_request, encode, error_reply, is_typed
 from protocol.errors import BadJson, BadRequest, Forbidden, LineTooLong, ProtocolError
 from protocol.framing import LineBuffer

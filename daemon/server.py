@@ -19,10 +19,10 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from daemon import peer
 from daemon.conversation import Conversation
 from daemon.specialist import Specialist
 from daemon.unsent import Ledger
+from protocol import peer
 from protocol.errors import Busy, Internal
 
 logger = logging.getLogger("chorus.daemon")

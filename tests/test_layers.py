@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("protocol", "daemon", "supervisor")
 LAYERS = {"fleet": 0, "team": 1, "gateway": 2, "cli": 3, "shell": 3, "app": 3}  # inside supervisor
+PROTOCOL_IO = ("protocol/client.py", "protocol/peer.py")  # a client, and the kernel asked who is at the other end
 DOES_IO = {
     "anyio",
     "asyncio",
@@ -50,9 +51,8 @@ def is_allowed(path: str, imported: str) -> bool:
     """Whether the module at this path may import that name."""
     home, top = path.partition("/")[0], imported.partition(".")[0]
     if home == "protocol":
-        is_client = path == "protocol/client.py"
         if top in DOES_IO:
-            return is_client
+            return path in PROTOCOL_IO
         return top in {"protocol", "msgspec"} or top in sys.stdlib_module_names
     if home == "daemon":
         return top != "supervisor"
@@ -143,6 +143,7 @@ def test_an_import_that_points_upward_is_found(path: str, source: str) -> None:
             "from __future__ import annotations\nimport re, msgspec\nfrom protocol import messages",
         ),
         ("protocol/client.py", "import anyio, socket"),
+        ("protocol/peer.py", "import socket"),
         ("daemon/server.py", "import anyio\nfrom protocol.framing import LineBuffer\nfrom . import sessions"),
         ("supervisor/fleet/forkserver.py", "from daemon.server import serve"),
         ("supervisor/fleet/keeper.py", "from supervisor.config import load\nfrom . import health"),

@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from daemon import peer
-from protocol import __version__
+from protocol import __version__, peer
 from supervisor.checkup.check import Check, fail, ok, warn
 from supervisor.config import Loaded
 

@@ -13,8 +13,9 @@ import pytest
 from scripted import EchoBackend, ScriptedBackend
 from serving import Json, serving, until
 
-from daemon import conversation, peer
+from daemon import conversation
 from daemon.conversation import Conversation
+from protocol import peer
 
 CHAT: Json = {"type": "chat", "request_id": "r1", "content": "Why?"}
 PING: Json = {"type": "ping"}

@@ -18,8 +18,8 @@ import pytest
 from scripted import ScriptedBackend
 from serving import serving, until
 
-from daemon import peer
-from daemon.peer import Gone, Owner
+from protocol import peer
+from protocol.peer import Gone, Owner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is at the other end")
 NOBODY = 65534
