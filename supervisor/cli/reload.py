@@ -46,7 +46,7 @@ def reload_command(ctx: click.Context, dry_run: bool, as_json: bool) -> int:
         for line in lines(plan):
             click.echo(line)
     else:
-        actions = {change.name: change.action for change in plan.specialists}
+        actions = {change.name: change.action for change in plan.changes}
         for outcome in result.changed:
             click.echo(said(outcome, DONE[actions[outcome.name]]), err=True)
         for outcome in result.failed:
@@ -73,7 +73,7 @@ async def _ask(loaded: Loaded, request: Reload, as_json: bool) -> Result:
 def lines(plan: Plan) -> list[str]:
     """The plan for people: those with whom the same is done for the same reason on one line."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for change in plan.specialists:
+    for change in plan.changes:
         alike.setdefault((change.action, ", ".join(change.why)), []).append(change.name)
     rows = list(_rows(alike))
     rows += [("live", one) for one in plan.live]
