@@ -85,6 +85,8 @@ class SpecialistSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class Gateway(Struct, frozen=True, forbid_unknown_fields=True):
     """`allowed_hosts` are names by which others call it; `tls_certificate` and `tls_key` are PEM files, both or none.
 
+    `require_key` asks for a key on this machine too, `behind_proxy` believes a proxy what it says of Host and TLS.
+
     `restart` and `max_rss_bytes` None mean those of the team, `engram_url` None our own store of conversations.
     """
 
@@ -97,6 +99,7 @@ class Gateway(Struct, frozen=True, forbid_unknown_fields=True):
     tls_certificate: str | None = None
     tls_key: str | None = None
     behind_proxy: bool = False
+    require_key: bool = False
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4_194_304
     requests_per_minute: Count = 600  # of one key, or of one client without a key
     in_flight: Count = 256  # requests under way of one key, or of all clients without one

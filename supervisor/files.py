@@ -5,7 +5,7 @@ A path is relative to the file that names it, and ~ is the user's home.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from protocol.settings import Backend, Gateway
@@ -35,24 +35,35 @@ def api_key(backend: Backend, said: Leaves, environ: Mapping[str, str]) -> tuple
 
 
 def tls(gateway: Gateway, said: Leaves, environ: Mapping[str, str]) -> tuple[tuple[str, str] | None, list[Finding]]:
-    """The full paths of the gateway's certificate and of its key. What is in them is read by whoever serves with them."""
+    """The full paths of the gateway's certificate and of its key. They are tried; whoever serves with them reads them again."""
     certificate, key = gateway.tls_certificate, gateway.tls_key
     if not certificate and not key:
         return None, []
     if not certificate or not key:
         there, missing = (CERTIFICATE, KEY) if certificate else (KEY, CERTIFICATE)
         return None, [(there, f"expected {missing[-1]} beside it: TLS takes both")]
-    paths: list[Path] = []
-    wrong: list[Finding] = []
-    for name, setting in ((certificate, CERTIFICATE), (key, KEY)):
-        paths.append(path := path_of(name, setting, said, environ).absolute())
-        try:
+    paths = (
+        path_of(certificate, CERTIFICATE, said, environ).absolute(),
+        path_of(key, KEY, said, environ).absolute(),
+    )
+    return (str(paths[0]), str(paths[1])), list(_unserved(*paths))
+
+
+def _unserved(certificate: Path, key: Path) -> Iterator[Finding]:
+    """Why the gateway could not serve with these."""
+    from supervisor.gateway.tls import BadCertificate, server_context
+
+    try:
+        for path in (certificate, key):
             path.open("rb").close()
-        except PermissionError:
-            pass  # whoever only asks the team has no need to read its key; the gateway itself would say so
-        except OSError as unreadable:
-            wrong.append((setting, f"cannot read {path}: {reason(unreadable)}"))
-    return (str(paths[0]), str(paths[1])), wrong
+    except PermissionError:
+        return  # whoever only asks the team has no need to read its key; the gateway itself would say so
+    except OSError:
+        pass  # which of them, is said below
+    try:
+        server_context(certificate, key)
+    except BadCertificate as error:
+        yield ("gateway", error.setting), error.reason
 
 
 def path_of(name: str, key: Key, said: Leaves, environ: Mapping[str, str]) -> Path:

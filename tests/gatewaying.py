@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import anyio
@@ -20,8 +20,11 @@ from serving import Json, Served, serving
 
 from daemon.backends import Backend
 from protocol.settings import Colleague, Gateway, GatewayConfig, Limits
+from supervisor.gateway import keys
 from supervisor.gateway.app import build
 from supervisor.gateway.house import House
+from supervisor.gateway.keys import KeyScope
+from supervisor.gateway.tls import Certificate
 
 
 class Event:
@@ -87,6 +90,25 @@ class Events:
         return [event async for event in self]
 
 
+class Raw:
+    """A response as its bytes came. Its status is 0 where nothing came."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(first.split()[1]) if first else 0
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.body = body
+
+    @classmethod
+    async def read(cls, reader: asyncio.StreamReader) -> Self:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return cls(b"", b"")
+        length = cls(head, b"").headers.get("content-length")
+        return cls(head, await (reader.read() if length is None else reader.readexactly(int(length))))
+
+
 class ServedGateway:
     """The gateway, and those who are behind it."""
 
@@ -98,7 +120,8 @@ class ServedGateway:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "https" if self.house.config.settings.tls_certificate else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     async def request(self, method: str, path: str, **how: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
         """One request: its status, its JSON, and the response."""
@@ -116,6 +139,27 @@ class ServedGateway:
         assert status == 200, told
         return told
 
+    async def raw(self, *lines: str | bytes, body: bytes = b"") -> Raw:
+        """A request line and headers as they are given, and the response to them. Text is sent as UTF-8."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = [line.encode() if isinstance(line, str) else line for line in lines]
+        writer.write(b"\r\n".join([*head, b"Connection: close", b"", body]))
+        try:
+            return await Raw.read(reader)
+        finally:
+            writer.close()
+
+    def key(self, scope: KeyScope = "chat", expires: float | None = None) -> tuple[str, str]:
+        """A new key of this gateway: its id, and its text."""
+        key, text = keys.make(scope, expires=expires)
+        path = Path(self.house.config.data_dir) / keys.FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keys.add(path, key)
+        return key.id, text
+
+    def revoke(self, key_id: str) -> None:
+        assert keys.remove(Path(self.house.config.data_dir) / keys.FILE, key_id)
+
     @asynccontextmanager
     async def events(self, method: str, path: str, **how: Any) -> AsyncGenerator[Events]:
         """A stream; leaving the block leaves the stream."""
@@ -128,7 +172,7 @@ class ServedGateway:
 def config_in(folder: Path, roster: list[Colleague], **settings: Any) -> GatewayConfig:
     """The configuration of a gateway; what is given goes into its settings."""
     return GatewayConfig(
-        places=[("127.0.0.1", 8003)],
+        places=[(settings.get("host", "127.0.0.1"), 8003)],
         settings=Gateway(**settings),
         limits=Limits(),
         roster=roster,
@@ -155,13 +199,15 @@ async def gateway(
         house = House(config_in(folder, roster, **(settings or {})))
         async with anyio.create_task_group() as group:
             await group.start(house.run)
-            runner = web.AppRunner(build(house), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+            runner = web.AppRunner(build(house), shutdown_timeout=1.0)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            own = house.config.settings
+            tls = Certificate(own.tls_certificate, own.tls_key).context if own.tls_certificate and own.tls_key else None
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
             port = runner.addresses[0][1]
             try:
-                async with aiohttp.ClientSession() as session:
+                async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
                     yield ServedGateway(house, port, session, behind)
             finally:
                 await house.drain(0.0)

@@ -1,30 +1,43 @@
-"""The web application: the routes, and what stands before every one of them."""
+"""The web application: the routes, and what stands before every one of them.
+
+counted       a drain waits for what is under way
+logged        a line in the log, for what the others refuse, too
+problems      every failure is answered
+guarded       the names that are ours, the pages that may ask
+drained       nothing new any more
+admitting     the key, and what it is good for
+limiting      so much and no more
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from protocol.errors import Draining
 from protocol.messages import BackendState, HealthResponse
 from supervisor.fleet.processes import resident
+from supervisor.gateway.accesslog import library_log, logged
+from supervisor.gateway.admission import admitting
+from supervisor.gateway.guard import dress, guarded
 from supervisor.gateway.house import House
-from supervisor.gateway.operation import bound
+from supervisor.gateway.limits import limiting
+from supervisor.gateway.operation import Scope, bound
 from supervisor.gateway.operations import OPERATIONS
 from supervisor.gateway.problem import problems
 
-Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEPT_ALIVE = 75.0  # seconds a connection may rest, or take to its first whole head; the library's own is an hour
 
 
 def build(house: House) -> web.Application:
     """The application that serves this house. The house itself is run, and drained, by whoever made it."""
 
     @web.middleware
-    async def counted(request: web.Request, handler: Next) -> web.StreamResponse:
+    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
         house.begun()
         try:
             return await handler(request)
@@ -32,7 +45,7 @@ def build(house: House) -> web.Application:
             house.ended()
 
     @web.middleware
-    async def drained(request: web.Request, handler: Next) -> web.StreamResponse:
+    async def drained(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not house.is_draining or request.path == "/health":
             return await handler(request)
         if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
@@ -42,24 +55,45 @@ def build(house: House) -> web.Application:
     async def health(_request: web.Request) -> web.Response:
         return web.json_response(body=msgspec.json.encode(how_it_is(house)))
 
-    middlewares = [counted, problems, drained]
-    app = web.Application(middlewares=middlewares, client_max_size=house.config.settings.max_body_bytes)
-    app.router.add_get("/health", health)
+    scopes: dict[web.AbstractRoute, Scope] = {}
+    app = web.Application(
+        middlewares=[
+            counted,
+            logged,
+            problems,
+            guarded(house.guard),
+            drained,
+            admitting(house.admission, scopes),
+            limiting(house.limits, scopes),
+        ],
+        client_max_size=house.config.settings.max_body_bytes,
+        handler_args={
+            "handler_cancellation": True,  # else a client that has left is never noticed
+            "keepalive_timeout": KEPT_ALIVE,
+            "auto_decompress": False,  # a small body must not become a large one
+            "logger": library_log(),
+            "access_log": None,
+        },
+    )
+    app.on_response_prepare.append(dress)
+    scopes[app.router.add_get("/health", health)] = "open"
     for operation in OPERATIONS:
-        app.router.add_route(operation.method, operation.path, bound(operation, house))
+        route = app.router.add_route(operation.method, operation.path, bound(operation, house))
+        scopes[route] = operation.scope
     return app
 
 
 def how_it_is(house: House) -> HealthResponse:
     """What the gateway says of itself; its supervisor asks for it too."""
+    obstacle = house.admission.obstacle
     return HealthResponse(
         ai_id=house.config.ai_id,
-        status="draining" if house.is_draining else "healthy",
+        status="draining" if house.is_draining else "healthy" if obstacle is None else "degraded",
         component=house.config.name,
         pid=os.getpid(),
         instance=house.instance,
         in_flight=house.in_flight - 1,  # without this very request
-        backend=BackendState("gateway", None, "ready", None),
+        backend=BackendState("gateway", None, "ready" if obstacle is None else "down", obstacle),
         uptime=round(time.monotonic() - house.born, 3),
         rss_bytes=resident(os.getpid()),
     )

@@ -15,10 +15,16 @@ import anyio
 import anyio.abc
 
 from protocol.settings import GatewayConfig
-from supervisor.gateway import chat
+from supervisor.gateway import chat, cookie, keys, uses
+from supervisor.gateway.admission import Admission
+from supervisor.gateway.cookie import Cookies
 from supervisor.gateway.follow import Beat
+from supervisor.gateway.guard import Guard
+from supervisor.gateway.keys import Keys
+from supervisor.gateway.limits import Limits
 from supervisor.gateway.streams import Interrupted, Streams
 from supervisor.gateway.team import Team
+from supervisor.gateway.uses import Uses
 
 VOCABULARIES = (chat.VOCABULARY,)
 
@@ -31,7 +37,14 @@ class House:
         self.instance = secrets.token_hex(8)
         self.born = time.monotonic()
         self.team = Team(config)
-        self.streams = Streams(Path(config.state_dir) / "streams", VOCABULARIES, config.settings.streams)
+        data, state = Path(config.data_dir), Path(config.state_dir)
+        self.guard = Guard(config.settings, "https" if config.settings.tls_certificate else "http")
+        self.keys = Keys(data / keys.FILE)
+        self.cookies = Cookies(state / cookie.FILE)
+        self.uses = Uses(state / uses.FILE)
+        self.admission = Admission(config, self.keys, self.cookies, self.uses)
+        self.limits = Limits(config.settings)
+        self.streams = Streams(state / "streams", VOCABULARIES, config.settings.streams)
         self.beat = Beat()
         self.in_flight = 0
         self.is_draining = False
@@ -43,6 +56,7 @@ class House:
             await group.start(self.team.run)
             await group.start(self.streams.run)
             group.start_soon(self.beat.run)
+            group.start_soon(self.uses.run)
             task_status.started()
 
     def begun(self) -> None:

@@ -27,6 +27,7 @@ Method = Literal["GET", "POST", "PUT", "DELETE"]
 Scope = Literal["open", "chat", "admin"]  # what a key must be good for, where keys are needed; open needs none
 Kind = Literal["json", "events", "text", "page"]
 B = TypeVar("B")
+OWNER = web.RequestKey("owner", str)  # the id of the key that a request came with
 
 
 class Call(Generic[B]):
@@ -44,7 +45,8 @@ class Call(Generic[B]):
 
     @property
     def owner(self) -> str:
-        return str(self.request.get("owner", ""))
+        owner: str = self.request.get(OWNER, "")
+        return owner
 
     def part(self, name: str = "id") -> str:
         """A part of the path."""
@@ -106,7 +108,7 @@ def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitab
     async def answer(request: web.Request) -> web.StreamResponse:
         query = read_query(request, operation.query) if operation.query is not None else None
         # Whatever the content type says: curl -d sends a form's.
-        asked = await request.read() if read_body is not None else b""
+        asked = await house.limits.bodies.read(request) if read_body is not None else b""
         body = parse_json(read_body, asked) if read_body is not None else None
         answered = await operation.run(Call(request, house, body, query, asked))
         return answered if isinstance(answered, web.StreamResponse) else as_json(answered)

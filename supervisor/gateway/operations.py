@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.messages import ChatResponse
-from supervisor.gateway import chat, resume
+from supervisor.gateway import chat, entry, resume
 from supervisor.gateway.operation import Operation
 from supervisor.gateway.resume import ResumeQuery
 
@@ -65,5 +65,34 @@ OPERATIONS = (
         summary="End the work behind a stream",
         answer=resume.Cancelled,
         failures=(404,),
+    ),
+    Operation(
+        method="GET",
+        path="/api/session",
+        run=entry.who,
+        tag="entry",
+        summary="Who asks, and whether a key is needed first",
+        answer=entry.Entry,
+        scope="open",
+    ),
+    Operation(
+        method="POST",
+        path="/api/session",
+        run=entry.enter,
+        tag="entry",
+        summary="A cookie for a browser that was given a key",
+        body=entry.EntryBody,
+        answer=entry.Entry,
+        failures=(401,),
+        scope="open",
+    ),
+    Operation(
+        method="DELETE",
+        path="/api/session",
+        run=entry.leave,
+        tag="entry",
+        summary="The browser forgets its cookie",
+        answer=entry.Entry,
+        scope="open",
     ),
 )

@@ -33,6 +33,24 @@ class Problem(Struct, frozen=True, omit_defaults=True, kw_only=True):
     trace_id: str | None = None
 
 
+class BadHttp(errors.CallerError):
+    """It is not how one asks over HTTP."""
+
+    code = "bad_request"
+
+
+class TooSlow(errors.CallerError):
+    """The body did not arrive within its time."""
+
+    code = "too_slow"
+
+
+class Encoded(errors.CallerError):
+    """The body is compressed."""
+
+    code = "unsupported_encoding"
+
+
 class TooLarge(errors.CallerError):
     """The body is larger than this gateway takes."""
 
@@ -66,12 +84,15 @@ class Misdirected(errors.CallerError):
 # The nearest class of an error's ancestry decides.
 STATUSES: dict[type[ProtocolError], int] = {
     errors.BadJson: 400,
+    BadHttp: 400,
     Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    TooSlow: 408,
     Conflict: 409,
     TooLarge: 413,
     errors.LineTooLong: 413,
+    Encoded: 415,
     Misdirected: 421,
     errors.CallerError: 422,
     TooMany: 429,
@@ -89,8 +110,10 @@ _TITLES = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
     421: "Misdirected Request",
     422: "Unprocessable Content",
     429: "Too Many Requests",
@@ -166,6 +189,6 @@ async def problems(
         raise  # the caller is gone
     except Exception:
         trace_id = secrets.token_hex(6)
-        logger.exception("%s %s failed [%s]", request.method, request.path, trace_id)
+        logger.exception("%s %s failed [%s]", request.method, request.rel_url.raw_path[:200], trace_id)
         sentence = f"the gateway failed: chorus logs gateway has the trace {trace_id}"
         return response(errors.Internal(sentence), trace_id=trace_id)

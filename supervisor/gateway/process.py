@@ -27,6 +27,7 @@ from aiohttp import web
 from protocol.settings import BACKLOG, Gateway, GatewayConfig
 from supervisor.gateway.app import build
 from supervisor.gateway.house import House
+from supervisor.gateway.tls import HANDSHAKE_WITHIN, BadCertificate, Certificate
 
 logger = logging.getLogger("chorus.gateway")
 
@@ -51,7 +52,7 @@ def run(config: GatewayConfig, listeners: list[socket.socket], manager: ServiceM
     """
     faulthandler.enable(sys.stderr, all_threads=True)
     faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
-    anyio.run(_serve, config, listeners, _tls(config.settings), manager or _Nobody())
+    anyio.run(_serve, config, listeners, _certificate(config.settings), manager or _Nobody())
 
 
 class _Nobody:
@@ -61,7 +62,7 @@ class _Nobody:
 
 
 async def _serve(
-    config: GatewayConfig, listeners: list[socket.socket], tls: ssl.SSLContext | None, manager: ServiceManager
+    config: GatewayConfig, listeners: list[socket.socket], certificate: Certificate | None, manager: ServiceManager
 ) -> None:
     house = House(config)
     stop, grace = anyio.Event(), anyio.CancelScope()
@@ -93,7 +94,9 @@ async def _serve(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.keep_alive)
         await tasks.start(house.run)
-        door = Door(house, listeners, tls)
+        if certificate is not None:
+            tasks.start_soon(certificate.run)
+        door = Door(house, listeners, certificate.context if certificate is not None else None)
         await door.open()
         logger.info("listening at %s", config.url)
         manager.say("READY=1", f"STATUS=listening at {config.url}")
@@ -115,10 +118,7 @@ class Door:
         self._tls = tls
         self._accepted = -math.inf  # when somebody was, last
         self._open: list[asyncio.Server] = []
-        # A client that has left is noticed only with handler_cancellation.
-        self._runner = web.AppRunner(
-            build(house), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS
-        )
+        self._runner = web.AppRunner(build(house), shutdown_timeout=LAST_WORDS)
 
     async def open(self) -> None:
         """Accepts from here on."""
@@ -126,7 +126,11 @@ class Door:
         for listener in self._listeners:
             # Not a SockSite, which does not tell when it has accepted somebody.
             server = await asyncio.get_running_loop().create_server(
-                self._welcome, sock=listener, ssl=self._tls, backlog=BACKLOG
+                self._welcome,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN if self._tls else None,
+                backlog=BACKLOG,
             )
             self._open.append(server)
 
@@ -148,14 +152,10 @@ class Door:
         return self._runner.server()
 
 
-def _tls(settings: Gateway) -> ssl.SSLContext | None:
-    if settings.tls_certificate is None:
+def _certificate(settings: Gateway) -> Certificate | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Nobody is there to be asked for a password.
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
-    except OSError as error:
-        reason = error.strerror or error
-        raise SystemExit(f"cannot serve with the certificate {settings.tls_certificate}: {reason}") from None
-    return context
+        return Certificate(settings.tls_certificate, settings.tls_key)
+    except BadCertificate as error:
+        raise SystemExit(str(error)) from None

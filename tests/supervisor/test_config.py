@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certifying import certified
 
 from protocol import names
 from protocol.errors import NotFound
@@ -532,11 +533,18 @@ def test_the_gateway_is_told_where_its_certificate_is(tmp_path: Path) -> None:
     text = "[gateway]\ntls_certificate = 'cert.pem'\ntls_key = '~/key.pem'"
     missing = f"given.toml:2: gateway.tls_certificate: cannot read {tmp_path}/cert.pem: no such file or directory"
     assert mistakes(tmp_path, text)[0] == missing
-    for name in ("cert.pem", "key.pem"):
-        (tmp_path / name).touch()
+    certified(tmp_path)
     found = roster.gateway(loaded_with(tmp_path, text))
     assert (found.settings.tls_certificate, found.settings.tls_key) == (f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem")
     assert found.url.startswith("https://")
+
+
+def test_a_certificate_that_the_gateway_could_not_serve_with_is_a_mistake(tmp_path: Path) -> None:
+    certified(tmp_path)
+    text = "[gateway]\ntls_certificate = 'cert.pem'\ntls_key = 'other.pem'"
+    (tmp_path / "other.pem").write_text("hello")
+    wrong = f"{tmp_path}/cert.pem and {tmp_path}/other.pem are no certificate with its key"
+    assert mistakes(tmp_path, text) == [f"given.toml:2: gateway.tls_certificate: {wrong}"]
 
 
 def test_the_gateway_is_not_told_what_changes_of_a_specialist_or_of_how_it_is_kept(tmp_path: Path) -> None:

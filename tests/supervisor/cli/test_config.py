@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from certifying import certified
 from click.testing import CliRunner, Result
 
 from protocol.settings import Settings, SpecialistSettings
@@ -134,8 +135,8 @@ def test_the_example_shows_every_key_of_the_schema() -> None:
 def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(uncommented())
-    for name in ("api-key", "cert.pem", "key.pem"):
-        (tmp_path / name).write_text("k")
+    (tmp_path / "api-key").write_text("k")
+    certified(tmp_path)
     shown = load({}, file, {"HOME": str(tmp_path)}).settings
     supervision = msgspec.structs.replace(shown.supervision, max_rss_bytes=None)  # there is none by default
     has_no_default = ("tls_certificate", "tls_key", "engram_url", "restart", "max_rss_bytes")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+from certifying import certified
 from msgspec.structs import replace
 from team import free_port
 
@@ -112,12 +112,3 @@ async def test_one_that_speaks_tls_is_asked_so_whatever_its_certificate_says(tmp
         config = replace(config, settings=replace(config.settings, tls_certificate=str(certificate), tls_key=str(key)))
         async with asking(config) as ask:
             assert (await ask()).pid == 7
-
-
-def certified(folder: Path) -> tuple[Path, Path]:
-    """A certificate of a stranger's, signed by nobody, and its key."""
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    call = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    call += ["-subj", "/CN=elsewhere.example", "-days", "2", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(call, check=True, capture_output=True)
-    return certificate, key

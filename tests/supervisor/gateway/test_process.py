@@ -147,5 +147,5 @@ async def test_a_gateway_that_cannot_serve_says_why_and_is_tried_again(tmp_path:
     async with keeping(path, replace(config, settings=replace(config.settings, **files))) as [kept]:
         kept.keeper.tell(Command("start", "asked to start"))
         seen = await kept.until_state(State.FAILED)
-        assert f"cannot serve with the certificate {tmp_path}/cert.pem" in (seen.last_error or "")
+        assert f"{tmp_path}/cert.pem are no certificate with its key" in (seen.last_error or "")
         assert seen.remedy == "chorus logs gateway"

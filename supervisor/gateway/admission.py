@@ -1,0 +1,153 @@
+"""Who asks, and whether that is enough: a key, a cookie that stands for one, or being at home.
+
+At home is a program of the team's own user on the gateway's own machine, that asks by a name of loopback: it needs no key.
+Everybody else does: other users, other machines, other names (a proxy or a tunnel is behind those), and whoever comes where
+the configuration wants a key of everybody. Routes are closed unless their operation says that they are open.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from msgspec import Struct
+
+from protocol import peer
+from protocol.errors import BadRequest, Forbidden, Unavailable
+from protocol.settings import GatewayConfig
+from supervisor.gateway.cookie import Cookies
+from supervisor.gateway.guard import SIGHT, only
+from supervisor.gateway.keys import LOOKS_SECRET, PREFIX, Key, Keys, KeyScope
+from supervisor.gateway.operation import OWNER, Scope
+from supervisor.gateway.problem import Unauthorized
+from supervisor.gateway.uses import Uses
+
+ROOT = 0
+HEALTH = "/health"  # of a gateway that lets nobody in, too: its supervisor asks
+SECRETS = frozenset({"key", "api_key", "apikey", "api-key", "x-api-key", "access_token", "authorization", "token"})
+MAKE_ONE = "chorus key create makes one"
+UNKNOWN = "this key is none of ours, or it has expired or was revoked: chorus key list"
+
+
+class Caller(Struct, frozen=True):
+    """Who asks: the id of a key, or "" without one, and what that is good for."""
+
+    id: str
+    scope: KeyScope
+
+
+AT_HOME = Caller("", "admin")
+
+
+class Admission:
+    """Lets callers in. `scopes` says what each route takes."""
+
+    def __init__(self, config: GatewayConfig, keys: Keys, cookies: Cookies, uses: Uses) -> None:
+        self._settings = config.settings
+        self._keys = keys
+        self._cookies = cookies
+        self._uses = uses
+        self._users = {os.getuid(), ROOT, *config.allowed_uids}
+        self._is_exposed = not all(_is_loopback(address) for address, _ in config.places)
+        self._wants_keys = self._is_exposed or config.settings.behind_proxy or config.settings.require_key
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why nobody is let in, and what to do; None where all is well."""
+        settings = self._settings
+        if self._is_exposed and not settings.tls_certificate and not settings.behind_proxy:
+            return (
+                f"gateway.host = {settings.host} without TLS would send keys and answers readable for everybody: set "
+                "gateway.tls_certificate and gateway.tls_key, or gateway.behind_proxy where a proxy has them"
+            )
+        if self._wants_keys and not self._keys.exist:
+            return f"every caller needs a key here, and there is none: {MAKE_ONE}"
+        return None
+
+    def caller(self, request: web.Request) -> Caller:
+        """Who asks. Raises Unauthorized, and BadHttp for more than one key."""
+        sight = request[SIGHT]
+        is_home = not self._wants_keys and sight.is_local and self._is_of_us(request)
+        given = only(request, "X-API-Key") or _bearer(request)
+        if given is not None:
+            key = self.key(given)
+            if key is None and not (is_home and self._is_ignored(given)):
+                raise Unauthorized(UNKNOWN)
+        elif sight.is_ours and (cookie := request.cookies.get(self._cookies.name(secure=sight.is_secure))):
+            key = self._cookies.key_of(cookie, self._keys)
+        else:
+            key = None
+        if key is None:
+            if is_home:
+                return AT_HOME
+            raise Unauthorized(f"a key is needed, as X-API-Key or as Authorization: Bearer; {MAKE_ONE}")
+        self._uses.note(key.id)
+        return Caller(key.id, key.scope)
+
+    def key(self, text: str) -> Key | None:
+        """The key of this text. Raises Unavailable where the keys cannot be read."""
+        return self._keys.find(text)
+
+    def _is_ignored(self, given: str) -> bool:
+        """Whether it is what a client sends that must send something; one that was ours once is not."""
+        return not given.startswith(PREFIX) and not self._keys.exist
+
+    def _is_of_us(self, request: web.Request) -> bool:
+        """Whether a process of our own user, of root, or of a user who may, is at the other end."""
+        transport = request.transport
+        ours = transport.get_extra_info("sockname") if transport is not None else None
+        theirs = transport.get_extra_info("peername") if transport is not None else None
+        if not ours or not theirs:
+            raise ConnectionResetError("the caller left before its request was looked at")
+        if not _is_loopback(theirs[0]):
+            return False
+        family = socket.AF_INET6 if ":" in theirs[0] else socket.AF_INET
+        match peer.ask(family, theirs[:2], ours[:2]):
+            case peer.Owner(uid=uid):
+                return uid in self._users
+            case peer.Gone():
+                raise ConnectionResetError("the caller left before its request was looked at")
+            case _:
+                return True  # this system does not say
+
+
+def admitting(admission: Admission, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
+    """Admission before every route."""
+
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _refuse_in_url(request)
+        if request.path != HEALTH and (obstacle := admission.obstacle) is not None:
+            raise Unavailable(obstacle, retry_after=60.0)
+        scope = scopes.get(request.match_info.route, "chat")  # what is nowhere, too
+        if scope != "open":
+            caller = admission.caller(request)
+            request[OWNER] = caller.id
+            if scope == "admin" and caller.scope != "admin":
+                raise Forbidden(f"key {caller.id} is good for chat, and this needs one with scope admin")
+        return await handler(request)
+
+    return admit
+
+
+def _bearer(request: web.Request) -> str | None:
+    """The key of an Authorization header. One of another scheme is meant for a proxy before us."""
+    scheme, _, text = (only(request, "Authorization") or "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else None
+
+
+def _refuse_in_url(request: web.Request) -> None:
+    """A URL is written to logs, histories and other pages' referrers: what is secret must not work there."""
+    for name, value in request.query.items():
+        if name.lower() in SECRETS or LOOKS_SECRET.search(value):
+            raise BadRequest(
+                f"{name[:64]!r} in a URL is not secret: send it as X-API-Key, and revoke it: chorus key revoke"
+            )
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "localhost" or ipaddress.ip_address(address.partition("%")[0]).is_loopback
