@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from certifying import certified
 from team import GATEWAY_OFFSET, free_port_base
 from user_manager import UserManager
 
@@ -149,6 +150,7 @@ def _follow(reader: Reader, block: str) -> None:
 def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
     shown = [body for text in DOCS.values() for body in blocks(text, "toml")]
     assert shown
+    certified(tmp_path)
     for number, body in enumerate(shown):
         assert tomllib.loads(body)
         file = tmp_path / f"{number}.toml"

@@ -40,6 +40,7 @@ COMMANDS = {
     "team": "team",
     "history": "history",
     "models": "models",
+    "key": "key",
     "specialist": "specialist",
     "service": "service",
     "doctor": "doctor",

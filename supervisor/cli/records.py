@@ -9,19 +9,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import click
 import msgspec
 from msgspec import Struct
 
 from supervisor.cli import look
+from supervisor.cli.moment import span
 
 OUTPUT = "OUTPUT"  # the level of what came without one
 LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 _RECORD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}) ([A-Z]+) [^\s:]+: (.*)", re.DOTALL)
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 class Record(Struct, frozen=True):
@@ -71,10 +71,8 @@ def stamped(at: float) -> str:
 
 def since(text: str, now: datetime) -> float:
     """The Unix time that `5m`, `1h30m`, `2026-11-20` or `2026-11-20T10:00` means. Raises ValueError."""
-    found = _DURATION.fullmatch(text.strip().lower())
-    if found and any(found.groups()):
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return (now - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)).timestamp()
+    if (ago := span(text)) is not None:
+        return (now - ago).timestamp()
     return datetime.fromisoformat(text.strip()).timestamp()
 
 
