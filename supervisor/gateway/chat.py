@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from protocol.codec import read_context
@@ -38,6 +38,7 @@ from supervisor.gateway.streams import Work
 from supervisor.gateway.team import reached
 from supervisor.gateway.vocabulary import Event, Vocabulary
 from supervisor.team.chat import Member
+from supervisor.team.events import ModerationPhase
 
 KIND = "chat"
 DONE: Event = ("done", b"")
@@ -79,7 +80,10 @@ class _Numbers(Struct, frozen=True):
 
 
 class TokenEvent(Struct, frozen=True):
-    """A piece of an answer, in every place where one of the originals' clients looks for it."""
+    """A piece of an answer, in every place where one of the originals' clients looks for it.
+
+    With a `phase` it is a piece of what is made of everybody's answers.
+    """
 
     event: str
     data: _Place
@@ -88,6 +92,7 @@ class TokenEvent(Struct, frozen=True):
     type: str
     content: str
     metadata: _Numbers
+    phase: ModerationPhase | UnsetType = UNSET
 
 
 class ThinkingEvent(Struct, frozen=True):
@@ -137,12 +142,7 @@ async def ask(call: Call[ChatBody]) -> Answer:
     member = call.house.team.member(spelling)
     if body.stream:
         return await _answer_live(call, member, spelling, question)
-    stream = await call.begun(KIND, asking(member, spelling, question), is_kept=False)
-    reader = stream.reader(grace=call.grace)
-    try:
-        return whole(await call.house.streams.outcome(stream, reader))
-    finally:
-        reader.close()
+    return whole(await call.outcome(KIND, asking(member, spelling, question)))
 
 
 async def ask_live(call: Call[ChatBody]) -> Answer:
@@ -201,7 +201,7 @@ def asking(member: Member, spelling: str, question: Chat) -> Work:
             async for reply in replies:
                 match reply:
                     case StreamChunk(content=str(text)):
-                        stream.append("token", json_line(_token(spelling, text, reply.chunk_index)))
+                        stream.append("token", json_line(token(spelling, text, reply.chunk_index)))
                     case StreamChunk(thinking=str(text)):
                         stream.append("thinking", json_line(ThinkingEvent("thinking", spelling, text)))
                     case StreamStatus():
@@ -216,8 +216,9 @@ def asking(member: Member, spelling: str, question: Chat) -> Work:
     return work
 
 
-def _token(spelling: str, text: str, index: int) -> TokenEvent:
-    return TokenEvent("token", _Place(text), text, spelling, "chunk", text, _Numbers(index))
+def token(spelling: str, text: str, index: int, phase: ModerationPhase | UnsetType = UNSET) -> TokenEvent:
+    """A piece of the answer of one whose name is spelt so."""
+    return TokenEvent("token", _Place(text), text, spelling, "chunk", text, _Numbers(index), phase)
 
 
 def _complete(spelling: str, end: StreamEnd) -> CompleteEvent:
@@ -249,9 +250,9 @@ def _fold(events: Iterable[Event]) -> dict[str, str]:
     pieces, who = [], ""
     for name, data in events:
         if name == "token":
-            token = msgspec.json.decode(data, type=TokenEvent)
-            pieces.append(token.content)
-            who = token.specialist_id
+            piece = msgspec.json.decode(data, type=TokenEvent)
+            pieces.append(piece.content)
+            who = piece.specialist_id
     return {"specialist_id": who, "content": "".join(pieces)}
 
 

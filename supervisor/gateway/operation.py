@@ -17,6 +17,7 @@ from protocol.errors import BadRequest
 from supervisor.gateway.frames import json_line
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.streams import Work
+from supervisor.gateway.vocabulary import Event
 
 if TYPE_CHECKING:
     from supervisor.gateway.house import House
@@ -71,6 +72,15 @@ class Call(Generic[B]):
         if earlier is not None:
             return earlier
         return streams.begin(kind, work, owner=self.owner, retry_key=key, asked=asked, is_kept=is_kept or bool(key))
+
+    async def outcome(self, kind: str, work: Work) -> list[Event]:
+        """The last events of this request's work, once it is over. A caller who leaves ends it, or gives it its grace."""
+        stream = await self.begun(kind, work, is_kept=False)
+        reader = stream.reader(grace=self.grace)
+        try:
+            return await self.house.streams.outcome(stream, reader)
+        finally:
+            reader.close()
 
 
 Answer = Struct | list[Any] | dict[str, Any] | web.StreamResponse

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from protocol.messages import ChatResponse
-from supervisor.gateway import chat, entry, resume
+from supervisor.gateway import chat, entry, resume, teamchat, teamsockets
 from supervisor.gateway.operation import Operation
 from supervisor.gateway.resume import ResumeQuery
+from supervisor.gateway.teamevents import TeamAnswer
 
 OPERATIONS = (
     Operation(
@@ -36,6 +37,54 @@ OPERATIONS = (
         summary="The same for EventSource; with a Last-Event-ID it goes on",
         query=chat.ChatQuery,
         answers="events",
+        failures=(404, 502, 503, 504),
+    ),
+    Operation(
+        method="POST",
+        path="/api/team-chat",
+        run=teamchat.ask_everybody,
+        tag="chat",
+        summary="Ask everybody who is ready, or those named, and have all answers",
+        body=teamchat.TeamBody,
+        answer=TeamAnswer,
+        failures=(404, 503),
+    ),
+    Operation(
+        method="POST",
+        path="/api/team-chat/stream",
+        run=teamchat.ask_everybody_live,
+        tag="chat",
+        summary="Ask everybody, and have the answers as they come",
+        body=teamchat.TeamBody,
+        answers="events",
+        failures=(404, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/team-chat/stream",
+        run=teamchat.ask_everybody_by_query,
+        tag="chat",
+        summary="The same for EventSource; with a Last-Event-ID it goes on",
+        query=teamchat.TeamQuery,
+        answers="events",
+        failures=(404, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/team-chat/sockets",
+        run=teamsockets.sockets,
+        tag="chat",
+        summary="Who would be asked in a team chat",
+        answer=teamsockets.TeamSockets,
+    ),
+    Operation(
+        method="POST",
+        path="/api/team-chat/sockets/{id}/reset",
+        run=teamsockets.reset_socket,
+        tag="chat",
+        summary="Have one of them forget a session",
+        body=teamsockets.ResetBody,
+        answer=teamsockets.SocketReset,
         failures=(404, 502, 503, 504),
     ),
     Operation(
