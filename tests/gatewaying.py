@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,15 @@ from supervisor.gateway.app import build
 from supervisor.gateway.house import House
 from supervisor.gateway.keys import KeyScope
 from supervisor.gateway.tls import Certificate
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "gateway.md"
+
+
+def documented(kind: str, url: str) -> str:
+    """The code block of this kind in the gateway's documentation, for a gateway at this place."""
+    text = DOCS.read_text(encoding="utf-8")
+    [block] = re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(block).replace("http://127.0.0.1:8003", url)
 
 
 class Event:

@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler
 from protocol.errors import Draining
 from protocol.messages import BackendState, HealthResponse
 from supervisor.fleet.processes import resident
+from supervisor.gateway import openai_wire
 from supervisor.gateway.accesslog import library_log, logged
 from supervisor.gateway.admission import admitting
 from supervisor.gateway.guard import dress, guarded
@@ -28,7 +29,9 @@ from supervisor.gateway.house import House
 from supervisor.gateway.limits import limiting
 from supervisor.gateway.operation import Scope, bound
 from supervisor.gateway.operations import OPERATIONS
-from supervisor.gateway.problem import problems
+from supervisor.gateway.problem import Form, problems
+
+FORMS: dict[str, Form] = {"/v1/": openai_wire.as_error}  # of errors, below these prefixes
 
 KEPT_ALIVE = 75.0  # seconds a connection may rest, or take to its first whole head; the library's own is an hour
 
@@ -60,7 +63,7 @@ def build(house: House) -> web.Application:
         middlewares=[
             counted,
             logged,
-            problems,
+            problems(FORMS),
             guarded(house.guard),
             drained,
             admitting(house.admission, scopes),

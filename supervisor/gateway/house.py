@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from protocol.settings import GatewayConfig
-from supervisor.gateway import chat, cookie, keys, teamevents, uses
+from supervisor.gateway import chat, cookie, keys, openai_telling, teamevents, uses
 from supervisor.gateway.admission import Admission
 from supervisor.gateway.cookie import Cookies
 from supervisor.gateway.follow import Beat
@@ -26,7 +26,7 @@ from supervisor.gateway.streams import Interrupted, Streams
 from supervisor.gateway.team import Team
 from supervisor.gateway.uses import Uses
 
-VOCABULARIES = (chat.VOCABULARY, teamevents.VOCABULARY)
+VOCABULARIES = (chat.VOCABULARY, teamevents.VOCABULARY, openai_telling.VOCABULARY)
 
 
 class House:

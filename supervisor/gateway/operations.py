@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.messages import ChatResponse
-from supervisor.gateway import chat, entry, resume, teamchat, teamsockets
+from supervisor.gateway import chat, entry, openai, openai_wire, resume, teamchat, teamsockets
 from supervisor.gateway.operation import Operation
 from supervisor.gateway.resume import ResumeQuery
 from supervisor.gateway.teamevents import TeamAnswer
@@ -86,6 +86,43 @@ OPERATIONS = (
         body=teamsockets.ResetBody,
         answer=teamsockets.SocketReset,
         failures=(404, 502, 503, 504),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/chat/completions",
+        run=openai.complete,
+        tag="openai",
+        summary="Go on with a conversation, by OpenAI's protocol",
+        body=openai_wire.CompletionBody,
+        answer=openai_wire.Completion,
+        failures=(404, 502, 503, 504),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/embeddings",
+        run=openai.embed,
+        tag="openai",
+        summary="Make vectors of texts",
+        body=openai_wire.EmbeddingBody,
+        answer=openai_wire.Embeddings,
+        failures=(404, 502, 503, 504),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/models",
+        run=openai.list_models,
+        tag="openai",
+        summary="Who can be asked, as models",
+        answer=openai_wire.Models,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/models/{id}",
+        run=openai.show_model,
+        tag="openai",
+        summary="One of them",
+        answer=openai_wire.Model,
+        failures=(404,),
     ),
     Operation(
         method="GET",

@@ -1,14 +1,18 @@
-"""What goes wrong, as HTTP says it: a status and `application/problem+json` (RFC 9457), with a plain sentence besides."""
+"""What goes wrong, as HTTP says it: a status and `application/problem+json` (RFC 9457), with a plain sentence besides.
+
+A protocol that has errors of its own gives another form for the routes below its prefix.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from msgspec import Struct
 
 from protocol import errors
@@ -135,60 +139,98 @@ def code_of(error: ProtocolError) -> str:
     return error.code or "unavailable"
 
 
-def response(error: ProtocolError, *, trace_id: str | None = None) -> web.Response:
-    """The whole answer for an error."""
-    status = status_of(error)
-    problem = Problem(
-        title=_TITLES[status],
-        status=status,
-        detail=error.sentence,
-        error=error.sentence,
+class Failure(Struct, frozen=True, kw_only=True):
+    """What went wrong, before it has a form."""
+
+    status: int
+    code: str
+    sentence: str
+    partial: str = ""
+    retry_after: float | None = None
+    trace_id: str | None = None
+
+
+Form = Callable[[Failure], web.Response]
+
+
+def failure_of(error: ProtocolError, *, trace_id: str | None = None) -> Failure:
+    return Failure(
+        status=status_of(error),
         code=code_of(error),
-        partial=error.partial or None,
+        sentence=error.sentence,
+        partial=error.partial,
+        retry_after=error.retry_after,
         trace_id=trace_id,
     )
-    answer = web.Response(status=status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
-    if status in WAITING_HELPS:
-        wait = error.retry_after if error.retry_after is not None else RETRY_AFTER
+
+
+def as_problem(failure: Failure) -> web.Response:
+    """The form of all routes that have no other."""
+    problem = Problem(
+        title=_TITLES.get(failure.status, "Error"),
+        status=failure.status,
+        detail=failure.sentence,
+        error=failure.sentence,
+        code=failure.code,
+        partial=failure.partial or None,
+        trace_id=failure.trace_id,
+    )
+    return web.Response(status=failure.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
+
+
+def response(failure: Failure, form: Form = as_problem) -> web.Response:
+    """The whole answer for a failure, with the headers that every form has."""
+    answer = form(failure)
+    if failure.status in WAITING_HELPS:
+        wait = failure.retry_after if failure.retry_after is not None else RETRY_AFTER
         answer.headers["Retry-After"] = str(max(1, math.ceil(wait)))
-    if status == 401:
+    if failure.status == 401:
         answer.headers["WWW-Authenticate"] = 'Bearer realm="chorus"'
     return answer
 
 
-def _of_aiohttp(error: web.HTTPException) -> web.Response:
+def _of_aiohttp(error: web.HTTPException) -> Failure:
     """An answer of the library itself: no such route, a method that is not there, a body over the limit."""
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return response(TooLarge(f"the body is too large: {error.text}; send less, or raise gateway.max_body_bytes"))
+        sentence = f"the body is too large: {error.text}; send less, or raise gateway.max_body_bytes"
+        return failure_of(TooLarge(sentence))
     if error.status == 404:
-        return response(errors.NotFound("there is nothing here: GET /openapi.json lists the routes"))
-    sentence, code = (error.reason or "").lower(), f"http_{error.status}"
+        return failure_of(errors.NotFound("there is nothing here: GET /openapi.json lists the routes"))
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        sentence, code = f"{error.method} is not among what this route takes: {allowed}", "method_not_allowed"
-    title = _TITLES.get(error.status, error.reason or "Error")
-    problem = Problem(title=title, status=error.status, detail=sentence, error=sentence, code=code)
-    answer = web.Response(status=error.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
-    if "Allow" in error.headers:
-        answer.headers["Allow"] = error.headers["Allow"]
-    return answer
+        sentence = f"{error.method} is not among what this route takes: {allowed}"
+        return Failure(status=405, code="method_not_allowed", sentence=sentence)
+    return Failure(status=error.status, code=f"http_{error.status}", sentence=(error.reason or "error").lower())
 
 
-@web.middleware
-async def problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Has every failure answered as a problem. The fence: our own mistakes are logged with the id that the caller is told."""
-    try:
-        return await handler(request)
-    except ProtocolError as error:
-        return response(error)
-    except web.HTTPException as error:
-        return error if error.status < 400 else _of_aiohttp(error)
-    except ConnectionError:
-        raise  # the caller is gone
-    except Exception:
-        trace_id = secrets.token_hex(6)
-        logger.exception("%s %s failed [%s]", request.method, request.rel_url.raw_path[:200], trace_id)
-        sentence = f"the gateway failed: chorus logs gateway has the trace {trace_id}"
-        return response(errors.Internal(sentence), trace_id=trace_id)
+def problems(forms: Mapping[str, Form]) -> Middleware:
+    """The middleware that has every failure answered, below each prefix in its form.
+
+    The fence: our own mistakes are logged with the id that the caller is told.
+    """
+
+    @web.middleware
+    async def problems(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        form = next((form for prefix, form in forms.items() if request.path.startswith(prefix)), as_problem)
+        try:
+            return await handler(request)
+        except ProtocolError as error:
+            return response(failure_of(error), form)
+        except web.HTTPException as error:
+            if error.status < 400:
+                return error
+            answer = response(_of_aiohttp(error), form)
+            if "Allow" in error.headers:
+                answer.headers["Allow"] = error.headers["Allow"]
+            return answer
+        except ConnectionError:
+            raise  # the caller is gone
+        except Exception:
+            trace_id = secrets.token_hex(6)
+            logger.exception("%s %s failed [%s]", request.method, request.rel_url.raw_path[:200], trace_id)
+            sentence = f"the gateway failed: chorus logs gateway has the trace {trace_id}"
+            return response(failure_of(errors.Internal(sentence), trace_id=trace_id), form)
+
+    return problems

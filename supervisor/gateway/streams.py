@@ -214,18 +214,22 @@ class Streams:
     async def _fail(self, stream: Stream, error: ProtocolError) -> None:
         """Writes the last events of work that failed."""
         vocabulary = self._vocabularies[stream.head.kind]
-        _, events = await self._events(stream)
-        for event, data in vocabulary.failed(error, vocabulary.fold(events)):
+        _, frames = await self._frames(stream)
+        for event, data in vocabulary.failed(error, vocabulary.fold(map(fields, frames))):
             stream.append(event, data)
 
     async def behind(self, reader: Reader) -> bytes | None:
-        """What a reader is told whose events have left the ring; it has caught up then. None: it can only be let go."""
+        """What a reader is told whose events have left the ring; it has caught up then. None: it can only be let go.
+
+        Where its dialect has no word for that, it is given what it lacks, as long as that is on disk.
+        """
         vocabulary = self._vocabularies[reader.stream.head.kind]
-        if vocabulary.behind is None:
-            return None
         lost = reader.lost
-        reader.next, events = await self._events(reader.stream)
-        return frame(*vocabulary.behind(lost, vocabulary.fold(events)))
+        first, frames = await self._frames(reader.stream)
+        place, reader.next = reader.next, first + len(frames)
+        if vocabulary.behind is not None:
+            return frame(*vocabulary.behind(lost, vocabulary.fold(map(fields, frames))))
+        return b"".join(frames[place - first :]) if place >= first else None
 
     async def outcome(self, stream: Stream, reader: Reader) -> list[Event]:
         """The last events of a stream, once it is over: at least those that say how it ended."""
@@ -233,17 +237,15 @@ class Streams:
             await reader.wait()
         return [fields(one) for one in stream.read(stream.first)[-LEAST_FRAMES:]]
 
-    async def _events(self, stream: Stream) -> tuple[int, list[Event]]:
-        """The events of a stream up to a number: all of them where those that left its ring are on disk."""
+    async def _frames(self, stream: Stream) -> tuple[int, list[bytes]]:
+        """The events of a stream from a number on: all of them where those that left its ring are on disk."""
         await stream.published()
-        frames = stream.read(stream.first)
-        count = stream.visible
-        if stream.first and stream.is_on_disk:
+        first, frames = stream.first, stream.read(stream.first)
+        if first and stream.is_on_disk:
             restored = await anyio.to_thread.run_sync(record.load, self._path(stream.head.id))
             if restored is not None:
-                frames = restored.frames
-                count = len(frames)
-        return count, [fields(one) for one in frames]
+                return 0, restored.frames
+        return first, frames
 
     def _ring_bytes(self) -> int:
         return max(LEAST_RING, min(RING_BYTES, ALL_RINGS // max(1, len(self._open))))

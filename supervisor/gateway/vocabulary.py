@@ -21,8 +21,8 @@ class Vocabulary(Struct, frozen=True, kw_only=True):
 
     `fold` gives what all events of a stream so far add up to, fit for JSON: the text of an answer, say. `failed` gives the
     events that end a stream whose work failed, from the error and the fold. `behind` gives the event for a reader that lacks
-    events which are gone, from their number and the fold; None where the dialect has no word for it, and such a reader is
-    let go.
+    events which are gone, from their number and the fold; None where the dialect has no word for it: such a reader is given
+    them from disk, or let go.
     """
 
     name: str
