@@ -110,7 +110,6 @@ class KeptStatus(Struct, frozen=True, kw_only=True):
     what a person should know that is no error.
     """
 
-    name: str
     state: str
     wanted: str = "up"
     pid: int | None = None
@@ -132,6 +131,7 @@ class KeptStatus(Struct, frozen=True, kw_only=True):
 class SpecialistStatus(KeptStatus, frozen=True, kw_only=True):
     """One specialist."""
 
+    name: str
     ai_id: str
     host: str
     port: int
@@ -147,8 +147,11 @@ class SpecialistStatus(KeptStatus, frozen=True, kw_only=True):
 class GatewayStatus(KeptStatus, frozen=True, kw_only=True):
     """The process that speaks HTTP. `url` is where this machine reaches it, None where there is to be none."""
 
-    name: str = GATEWAY
     url: str | None
+
+    @property
+    def name(self) -> str:
+        return GATEWAY
 
 
 class Configured(Struct, frozen=True):
@@ -187,6 +190,9 @@ class BackendStatus(Struct, frozen=True):
     model: str | None = None
 
 
+Entry = SpecialistStatus | GatewayStatus  # of the registry
+
+
 class StatusReport(Struct, frozen=True, kw_only=True):
     """Everything at one moment: `chorus status --json`."""
 
@@ -195,6 +201,11 @@ class StatusReport(Struct, frozen=True, kw_only=True):
     gateway: GatewayStatus
     backend: BackendStatus
     specialists: list[SpecialistStatus]
+
+    @property
+    def everybody(self) -> list[Entry]:
+        """The specialists and, where there is to be one, the gateway."""
+        return [*self.specialists, *([self.gateway] if self.gateway.state != DISABLED else [])]
 
 
 # -- answers ------------------------------------------------------------------------------------------------------------

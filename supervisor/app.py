@@ -32,7 +32,7 @@ from msgspec.structs import replace
 
 from daemon.logs import start_logging
 from daemon.notify import Systemd
-from protocol.control import DISABLED, BackendStatus, KeptStatus, StatusReport
+from protocol.control import BackendStatus, Entry, StatusReport
 from protocol.settings import ChildConfig
 from supervisor import notify, roster
 from supervisor.config import Loaded
@@ -40,7 +40,7 @@ from supervisor.control import Control
 from supervisor.errors import AlreadyRunning, ForkServerLost
 from supervisor.fleet import descriptors, launch, obstacle, pidfiles, restart
 from supervisor.fleet.copies import Copies
-from supervisor.fleet.registry import Entry, Registry, is_kept_down, newcomer, read_journal
+from supervisor.fleet.registry import Registry, is_kept_down, newcomer, read_journal
 from supervisor.fleet.systemctl import own_manager
 from supervisor.observing import Observation
 from supervisor.operations import Fleet
@@ -233,11 +233,9 @@ def _entries(loaded: Loaded, configs: Sequence[ChildConfig], before: StatusRepor
     return [entry(config) for config in configs]
 
 
-def _known(before: StatusReport | None) -> dict[str, KeptStatus]:
+def _known(before: StatusReport | None) -> dict[str, Entry]:
     """What the last supervisor wrote of those whom it kept, by name."""
-    if before is None:
-        return {}
-    return {one.name: one for one in (*before.specialists, before.gateway) if one.state != DISABLED}
+    return {one.name: one for one in before.everybody} if before is not None else {}
 
 
 def _backend(loaded: Loaded, before: StatusReport | None) -> BackendStatus:

@@ -105,9 +105,7 @@ def gateway(loaded: Loaded) -> GatewayConfig:
 def children(loaded: Loaded) -> list[ChildConfig]:
     """Everybody who is to be kept alive: the whole roster, and the gateway where there is to be one."""
     specialists = [resolve(loaded, name) for name in loaded.settings.roster]
-    settings = loaded.settings
-    has_gateway = settings.gateway.enabled and settings.supervision.restarter == "chorus"  # systemd has no unit of it
-    return [*specialists, *([gateway(loaded)] if has_gateway else [])]
+    return [*specialists, *([gateway(loaded)] if loaded.settings.gateway.enabled else [])]
 
 
 def addresses(host: str) -> list[str]:

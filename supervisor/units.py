@@ -13,17 +13,21 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from protocol.settings import Restarter, SpecialistConfig
+from protocol.settings import ChildConfig, GatewayConfig, Restarter
 from supervisor.config import VARIABLES
+from supervisor.fleet import systemctl
 
 MARK = "# Written by `chorus service install`: changes of yours belong into `systemctl edit`."
 SERVICE = "chorus.service"
+TEMPLATE = "specialist@.service"
 TARGET = "chorus-specialists.target"
 POLKIT = Path("/etc/polkit-1/rules.d/50-chorus.rules")
 ACCOUNT = "chorus"  # the user and the group of the system's team
 
 PROGRAM = "/opt/chorus/bin/chorus"  # in the files; here it is whatever interpreter we run in
-EXAMPLE = "apollo", "45012"  # of the socket unit that is in `systemd/`
+EXAMPLE = "apollo"  # whose socket unit is in `systemd/`
+GROUP = "Environment=CHORUS_GROUP=chorus\n"
+GATEWAYS_DESCRIPTION = "chorus, the gateway"
 
 # What of a [Service] section is for a user's manager, too. Its other keys want privileges, or folders of the system.
 USER_KEYS = re.compile(
@@ -45,15 +49,15 @@ class Scope(Enum):
 class Team(Struct, frozen=True, kw_only=True):
     """What the unit files are made for. `program` is the argument list that stands for `chorus`.
 
-    `remote` where the model server or a client may be on another machine, `addresses` are those that specialists can listen
-    on here.
+    `children` are who gets units of their own where systemd is the restarter. `remote` where the model server or a client may
+    be on another machine, `addresses` are those that can be listened on here.
     """
 
     scope: Scope
     restarter: Restarter
     program: Sequence[str]
     environ: Mapping[str, str]
-    specialists: Sequence[SpecialistConfig]
+    children: Sequence[ChildConfig]
     addresses: Sequence[str]
     remote: bool
 
@@ -62,9 +66,11 @@ def unit_files(team: Team) -> dict[str, str]:
     """The text of every unit file, by its name."""
     found = {SERVICE: _service(team, SERVICE)}
     if team.restarter == "systemd":
-        found["specialist@.service"] = _service(team, "specialist@.service")
-        for one in team.specialists:
-            found[f"specialist@{one.name}.socket"] = _socket(one, team.addresses)
+        found[TEMPLATE] = _service(team, TEMPLATE)
+        for one in team.children:
+            found[systemctl.socket(one.name)] = _socket(one, team.addresses)
+            if isinstance(one, GatewayConfig):
+                found[systemctl.service(one.name)] = _of_gateway(_service(team, TEMPLATE), one.name)
         found[TARGET] = _target(team)
     return {name: f"{MARK}\n{_body(text)}" for name, text in found.items()}
 
@@ -77,7 +83,7 @@ def polkit_rule(team: Team) -> str | None:
 // Written by `chorus service install`.
 polkit.addRule(function(action, subject) {{
     if (action.id == "org.freedesktop.systemd1.manage-units" && subject.user == "{ACCOUNT}" &&
-        /^(specialist@[a-z0-9_-]+\\.(service|socket)|{re.escape(TARGET)})$/.test(action.lookup("unit"))) {{
+        /^((specialist@[a-z0-9_-]+|chorus-gateway)\\.(service|socket)|{re.escape(TARGET)})$/.test(action.lookup("unit"))) {{
         return polkit.Result.YES;
     }}
 }});
@@ -120,19 +126,28 @@ def _service(team: Team, name: str) -> str:
     return text.replace("[Service]\n", f"[Service]\n{lines}", 1)
 
 
-def _socket(one: SpecialistConfig, addresses: Sequence[str]) -> str:
-    name, port = EXAMPLE
-    text = _without(_packaged(f"specialist@{name}.socket"), {"ListenStream"})
+def _of_gateway(text: str, name: str) -> str:
+    """A specialist's unit as the gateway's, which is kept and closed off as they are, and asks the supervisor besides."""
+    text = text.replace("chorus specialist %i", GATEWAYS_DESCRIPTION).replace("specialist run %i", "gateway run")
+    text = text.replace(systemctl.socket("%i"), systemctl.socket(name)).replace("%i", name)
+    # Of the system's team; where a user's is, both know.
+    return text.replace(GROUP, f"Environment=CHORUS_SOCKET=/run/chorus/control.sock\n{GROUP}")
+
+
+def _socket(one: ChildConfig, addresses: Sequence[str]) -> str:
+    text = _without(_packaged(systemctl.socket(EXAMPLE)), {"ListenStream"})
     listen = "".join(
-        f"ListenStream={f'[{host}]' if ':' in host else host}:{one.port}\n"
-        for host in one.addresses
+        f"ListenStream={f'[{host}]' if ':' in host else host}:{port}\n"
+        for host, port in one.places
         if host in addresses
     )
-    return text.replace("[Socket]\n", f"[Socket]\n{listen}", 1).replace(name, one.name).replace(port, str(one.port))
+    if isinstance(one, GatewayConfig):
+        text = text.replace(f"chorus specialist {EXAMPLE}", GATEWAYS_DESCRIPTION)
+    return text.replace("[Socket]\n", f"[Socket]\n{listen}", 1).replace(EXAMPLE, one.name)
 
 
 def _target(team: Team) -> str:
-    wants = "".join(f"Wants=specialist@{one.name}.service\n" for one in team.specialists)
+    wants = "".join(f"Wants={systemctl.service(one.name)}\n" for one in team.children)
     text = _after_description(_packaged(TARGET), wants)
     return text.replace("multi-user.target", "default.target") if team.scope is Scope.USER else text
 

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from team import ROOT, Team, command, free_port_base, wait_until
+from team import GATEWAY_OFFSET, ROOT, Team, command, free_port_base, wait_until
 from user_manager import UserManager
 
 from supervisor import units
 from supervisor.config import load
-from supervisor.config import team as whole_team
+from supervisor.roster import children
 
 QUICK = "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\nRestartSec=0\n"
 PING = b'{"type": "ping", "close": true}\n'
@@ -70,7 +70,9 @@ class Delegated(Team):
 
 
 @contextmanager
-def delegated(tmp_path: Path, roster: list[str], drop_in: str = QUICK, config: str = "") -> Iterator[Delegated]:
+def delegated(
+    tmp_path: Path, roster: list[str], drop_in: str = QUICK, config: str = "", *, gateway: bool = False
+) -> Iterator[Delegated]:
     """A team whose units are installed; nothing is started. All of it is gone in the end."""
     manager = UserManager.start(tmp_path / "home")
     try:
@@ -83,7 +85,8 @@ def delegated(tmp_path: Path, roster: list[str], drop_in: str = QUICK, config: s
             "CHORUS_PORT_BASE": str(base),
             "CHORUS_ROSTER": ",".join(roster),
             "CHORUS_BACKEND": "builtin",
-            "CHORUS_GATEWAY": "false",
+            "CHORUS_GATEWAY": str(gateway).lower(),
+            "CHORUS_GATEWAY_PORT": str(base + GATEWAY_OFFSET),
         }
         loaded = load({}, None, environ | {"HOME": str(manager.home)})
         wanted = units.Team(
@@ -91,15 +94,16 @@ def delegated(tmp_path: Path, roster: list[str], drop_in: str = QUICK, config: s
             restarter="systemd",
             program=command(),
             environ=environ,
-            specialists=whole_team(loaded),
+            children=children(loaded),
             addresses=["127.0.0.1", "::1"],
             remote=False,
         )
         for name, text in units.unit_files(wanted).items():
             (manager.units / name).write_text(text)
-        folder = manager.units / "specialist@.service.d"
-        folder.mkdir()
-        (folder / "test.conf").write_text(drop_in)
+        for unit in ("specialist@.service", "chorus-gateway.service"):
+            folder = manager.units / f"{unit}.d"
+            folder.mkdir()
+            (folder / "test.conf").write_text(drop_in)
         manager.systemctl("daemon-reload")
         yield Delegated(manager, manager.env | environ | {"CHORUS_RESTARTER": "systemd"}, base)
     finally:

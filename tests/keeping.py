@@ -25,7 +25,7 @@ import psutil
 from team import ROOT, Team, free_port
 
 from protocol.client import ControlConnection, connect, connect_control
-from protocol.control import BackendStatus, Snapshot, SpecialistStatus, Status, StatusReport, Transition, Watch
+from protocol.control import BackendStatus, Entry, Snapshot, SpecialistStatus, Status, StatusReport, Transition, Watch
 from protocol.messages import Health, HealthResponse
 from protocol.settings import ChildConfig, RestartPolicy, SpecialistConfig, Supervision
 from supervisor import config as configuration
@@ -37,7 +37,7 @@ from supervisor.fleet.keeper import Keeper
 from supervisor.fleet.lifecycle import State
 from supervisor.fleet.link import Link, connected
 from supervisor.fleet.marks import Marks
-from supervisor.fleet.registry import Entry, Registry, newcomer
+from supervisor.fleet.registry import Registry, newcomer
 
 BACKEND = BackendStatus("builtin", None, "ready", None)
 

@@ -14,16 +14,27 @@ from msgspec import Struct
 
 from daemon import listen
 from protocol.settings import Restarter
-from supervisor import sense
+from supervisor import roster, sense
 from supervisor.cli.context import Invocation, arguments
 from supervisor.cli.systemd import ServiceManager
-from supervisor.config import Loaded, load, team
-from supervisor.units import ACCOUNT, POLKIT, SERVICE, TARGET, Scope, Team, polkit_rule, surroundings, unit_files
+from supervisor.config import Loaded, load
+from supervisor.units import (
+    ACCOUNT,
+    POLKIT,
+    SERVICE,
+    TARGET,
+    TEMPLATE,
+    Scope,
+    Team,
+    polkit_rule,
+    surroundings,
+    unit_files,
+)
 
 SIGN = "Written by `chorus service install`"  # in the first line of every file that is ours
 SYSTEM_UNITS = Path("/etc/systemd/system")
 PATHS = ("CHORUS_CONFIG", "CHORUS_SOCKET")  # variables that may be relative to where one stands
-PATTERNS = (SERVICE, TARGET, "specialist@.service", "specialist@*.socket")
+PATTERNS = (SERVICE, TARGET, TEMPLATE, "specialist@*.socket", "chorus-gateway.service", "chorus-gateway.socket")
 # What the system's manager tells the unit; the folders are its own.
 SYSTEM_FOLDERS = {
     "HOME": "/var/lib/chorus",
@@ -85,15 +96,15 @@ class Installation:
 
     def files(self) -> dict[Path, str]:
         """The text of every file, by its path."""
-        specialists = team(self.loaded)
+        children = roster.children(self.loaded)
         made_for = Team(
             scope=self.scope,
             restarter=self.restarter,
             # -P: a folder called supervisor or daemon where a unit happens to start is not ours.
             program=[sys.executable, "-P", "-m", "supervisor.cli", *arguments(self._call)],
             environ=self._environ,
-            specialists=specialists,
-            addresses=_addresses_here({host for one in specialists for host in one.addresses}),
+            children=children,
+            addresses=_addresses_here({host for one in children for host, _ in one.places}),
             remote=not self._is_all_here(),
         )
         files = {self._folder / name: text for name, text in unit_files(made_for).items()}

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from supervisor.cli.records import OUTPUT, Record
 from supervisor.config import Loaded
+from supervisor.fleet.systemctl import service
 
 HOUSE = "supervisor"
 SYSTEM_UNIT = Path("/etc/systemd/system/chorus.service")
@@ -63,7 +64,7 @@ class Journal:
     def __init__(self, unit: Unit, names: Sequence[str]) -> None:
         self.unit = unit
         self._names = set(names)
-        units = [unit.name if name == HOUSE else f"specialist@{name}.service" for name in names]
+        units = [unit.name if name == HOUSE else service(name) for name in names]
         self._call = ["journalctl", "--quiet", "--output=json", *(f"{unit.flag}={one}" for one in units)]
         self._cursor = ""
         self._following: subprocess.Popen[bytes] | None = None

@@ -42,6 +42,7 @@ COMMANDS = {
     "models": "models",
     "key": "key",
     "specialist": "specialist",
+    "gateway": "gateway",
     "service": "service",
     "doctor": "doctor",
     "config": "config",

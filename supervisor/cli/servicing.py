@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon import listen
+from supervisor import roster
 from supervisor.cli.exits import Exit, Failure
 from supervisor.cli.installation import Installation, is_ours, text_of
 from supervisor.cli.systemd import lingers
 from supervisor.cli.up import end_leftovers, lock_is_held
-from supervisor.config import team
 from supervisor.units import ACCOUNT, SERVICE, TARGET, Scope
 
 SETTLED_WITHIN = 60.0  # seconds that an install waits for everybody to answer; the service is up before
@@ -100,17 +100,17 @@ def _need_root(what: Installation, words: str) -> None:
 
 
 def _need_ports(what: Installation) -> None:
-    from supervisor.fleet import pidfiles
+    from supervisor.fleet import pidfiles, systemctl
     from supervisor.fleet.owner import describe
 
-    for one in team(what.loaded):
+    for one in roster.children(what.loaded):
         try:
             for listener in listen.bind(one.places):
                 listener.close()
         except OSError:
             if pidfiles.read(what.loaded.dirs.state / pidfiles.FORK_SERVER):
                 return  # what a supervisor of this very team has left, which the next one takes over
-            if what.systemd.state(f"specialist@{one.name}.socket").get("ActiveState") == "active":
+            if what.systemd.state(systemctl.socket(one.name)).get("ActiveState") == "active":
                 continue
             fact, remedy = describe(one.port, one.setting_of(one.port))
             raise Failure(f"{one.name} could not listen: {fact}", Exit.FAILED, remedy=remedy) from None

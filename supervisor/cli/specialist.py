@@ -28,22 +28,15 @@ def run_command(ctx: click.Context, name: str, port: int | None) -> int:
 
     Sockets that systemd hands over are served; otherwise the port is bound.
     """
-    from daemon import listen, process
+    from daemon import process
     from daemon.logs import start_logging
     from daemon.notify import Systemd
-    from supervisor.fleet.owner import describe
+    from supervisor.cli.foreground import listeners_of
 
     config = resolve(settings_of(ctx), name)
     config = msgspec.structs.replace(config, port=port or config.port, log_dir=None)
     environ = invocation(ctx).environ
-    try:
-        listeners = listen.inherited(environ, config.places) or listen.bind(config.places)
-    except listen.NotOurs as error:
-        remedy = f"correct ListenStream= of the socket unit, or specialists.{config.name}.port"
-        raise Failure(f"cannot start {config.name}: {error}", Exit.FAILED, remedy=remedy) from None
-    except OSError:
-        fact, remedy = describe(config.port, config.setting_of(config.port))
-        raise Failure(f"cannot start {config.name}: {fact}", Exit.FAILED, remedy=remedy) from None
+    listeners = listeners_of(config, environ)
     systemd = Systemd(environ)
     if config.command:
         # It knows nothing of sd_notify(3): what a unit must say is said for it. Whether it hangs is seen over the wire.

@@ -132,12 +132,11 @@ def advice(report: StatusReport) -> list[str]:
         )
     elif running and backend.error:
         lines.append(f"model server: {backend.error}")
-    everybody: list[KeptStatus] = [*report.specialists, report.gateway]
-    troubled = [one for one in everybody if one.last_error and one.state not in UP]
+    troubled = [one for one in report.everybody if one.last_error and one.state not in UP]
     lines += [
         f"{one.name}: {one.last_error}{_due(one)}" + (f"  do: {one.remedy}" if one.remedy else "") for one in troubled
     ]
-    lines += [f"{one.name}: {one.notice}" for one in everybody if one.notice]
+    lines += [f"{one.name}: {one.notice}" for one in report.everybody if one.notice]
     return lines
 
 

@@ -183,8 +183,8 @@ async def _show_the_start(loaded: Loaded, wait_timeout: float, started: bool, be
         async with supervisor(loaded) as connection:
             async for change in connection.ask(Watch()):
                 if isinstance(change, Snapshot):
-                    team = (*change.status.specialists, change.status.gateway)
-                    states = {one.name: _seen(one.name, one.state, one.attempt) for one in team if one.wanted != "down"}
+                    team = [one for one in change.status.everybody if one.wanted != "down"]
+                    states = {one.name: _seen(one.name, one.state, one.attempt) for one in team}
                     if not started:
                         pid = change.status.supervisor.pid
                         click.echo(f"already running (pid {pid})", err=True)

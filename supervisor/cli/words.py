@@ -10,12 +10,13 @@ from msgspec import Struct
 
 # Commands whose arguments are specialists' names and these words, whatever they are called there.
 ALSO: dict[tuple[str, ...], list[str]] = {
-    ("start",): ["all"],
-    ("stop",): ["all"],
-    ("restart",): ["all"],
-    ("drain",): ["all"],
+    ("start",): ["all", "gateway"],
+    ("stop",): ["all", "gateway"],
+    ("restart",): ["all", "gateway"],
+    ("drain",): ["all", "gateway"],
+    ("status",): ["gateway"],
     ("logs",): ["supervisor", "gateway"],
-    ("events",): ["supervisor"],
+    ("events",): ["supervisor", "gateway"],
     ("ask",): [],
     ("history",): ["search", "show", "rm", "export"],
 }

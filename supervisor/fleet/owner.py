@@ -71,7 +71,8 @@ def _unit(pid: int) -> str | None:
         if name == "init.scope":  # systemd itself, which holds the sockets of socket units
             return f"{'--user ' if '/user@' in path else ''}list-sockets tells its unit, to be stopped"
         if name.endswith(".service") and not name.startswith("user@"):
-            sockets = f"{name.removesuffix('.service')}.socket " if name.startswith("specialist@") else ""
+            has_socket = name.startswith(("specialist@", "chorus-gateway."))
+            sockets = f"{name.removesuffix('.service')}.socket " if has_socket else ""
             return f"{'--user ' if '/user@' in path else ''}stop {sockets}{name}"
     return None
 

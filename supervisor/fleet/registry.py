@@ -27,6 +27,7 @@ from protocol.control import (
     HOUSE,
     BackendStatus,
     Configured,
+    Entry,
     Gap,
     GatewayStatus,
     KeptStatus,
@@ -47,7 +48,6 @@ WATCHER_BACKLOG = 1024  # changes a watcher may be behind before it is told of a
 JOURNAL_AFTER = 0.05  # seconds in which changes are gathered into one write
 
 
-Entry = SpecialistStatus | GatewayStatus
 E = TypeVar("E", bound=KeptStatus)
 
 
@@ -325,8 +325,10 @@ _CAUSES = {"stopping": "asked to go down", "down": "everybody has ended"}
 
 def newcomer(config: ChildConfig) -> Entry:
     """The entry of somebody of whom nothing is known but the configuration."""
-    kind = GatewayStatus if isinstance(config, GatewayConfig) else SpecialistStatus
-    return kind(name=config.name, state=State.STOPPED.value, since=time.time(), **told_of(config))
+    told = {"state": State.STOPPED.value, "since": time.time(), **told_of(config)}
+    if isinstance(config, GatewayConfig):
+        return GatewayStatus(**told)
+    return SpecialistStatus(name=config.name, ai_id=config.ai_id, **told)
 
 
 def told_of(config: ChildConfig) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def told_of(config: ChildConfig) -> dict[str, Any]:
     if isinstance(config, GatewayConfig):
         return {"url": config.url}
     host, port = config.places[0]
-    return {"ai_id": config.ai_id, "host": host, "port": port, "description": config.description}
+    return {"host": host, "port": port, "description": config.description}
 
 
 def is_kept_down(entry: KeptStatus) -> bool:

@@ -1,4 +1,4 @@
-"""The specialists as systemd's units: what systemd knows of them, and what it is asked to do. Nothing else calls systemctl.
+"""Everybody as systemd's units: what systemd knows of them, and what it is asked to do. Nothing else calls systemctl.
 
 How a process ended is not asked of systemd, which forgets it as soon as it has started the next one. The unit writes it down
 before that, in ExecStopPost=, into a file of its name: $EXIT_CODE, $EXIT_STATUS and $SERVICE_RESULT.
@@ -14,6 +14,7 @@ from typing import Literal
 import anyio
 from msgspec import Struct
 
+from protocol.names import GATEWAY
 from supervisor.errors import NoServiceManager, SystemdRefused
 from supervisor.fleet.calls import Exited
 
@@ -40,11 +41,15 @@ class Unit(Struct, frozen=True):
 
 
 def service(name: str) -> str:
-    return f"specialist@{name}.service"
+    return f"{_unit(name)}.service"
 
 
 def socket(name: str) -> str:
-    return f"specialist@{name}.socket"
+    return f"{_unit(name)}.socket"
+
+
+def _unit(name: str) -> str:
+    return "chorus-gateway" if name == GATEWAY else f"specialist@{name}"
 
 
 def own_manager(environ: Mapping[str, str]) -> Scope:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delegating import Client, Delegated, delegated, is_refused
+from surviving import Callers
 from team import Team, wait_until
 
 from supervisor import units
@@ -85,6 +87,43 @@ def test_a_hung_specialist_is_ended_by_systemds_watchdog(team: Delegated) -> Non
     assert seen["last_exit"]["signal"] == "SIGABRT"
     said = "\n".join(line["MESSAGE"] for line in team.manager.journal("specialist@apollo.service"))
     assert "Fatal Python error: Aborted" in said  # where it hung
+
+
+def test_the_gateway_is_kept_by_systemd_too(tmp_path: Path) -> None:
+    with delegated(tmp_path, ["apollo"], gateway=True) as team:
+        team.up()
+
+        def gateway() -> dict[str, Any]:
+            return dict(team.status()["gateway"])
+
+        def is_another(old: int | None) -> bool:
+            seen = gateway()
+            return bool(seen["state"] == "ready" and seen["pid"] != old)
+
+        wait_until(lambda: is_another(None), 20, "the gateway is not up")
+        old = gateway()["pid"]
+        assert team.manager.pids("chorus-gateway.service") == {old}
+        with Callers([team.gateway_port]) as callers:
+            os.kill(old, signal.SIGKILL)
+            wait_until(lambda: is_another(old), 20, "nobody restarted it")
+            seen = gateway()
+            assert (seen["restarts"], seen["last_exit"]["cause"]) == (1, "killed by SIGKILL")
+            assert team.run("restart", "gateway").returncode == 0
+            assert is_another(seen["pid"])
+            seen = gateway()
+            os.kill(seen["pid"], signal.SIGSTOP)
+            wait_until(lambda: is_another(seen["pid"]), 20, "it hangs")
+        assert callers.refused == []
+        assert "watchdog" in gateway()["last_exit"]["cause"]
+        assert team.status()["backend"]["kind"] == "builtin"
+        assert team.run("stop", "gateway").returncode == 0
+        assert is_refused(team.gateway_port)
+        assert (gateway()["state"], team.specialist("apollo")["state"]) == ("stopped", "ready")
+        assert team.run("start", "gateway").returncode == 0
+        said = [line["MESSAGE"] for line in team.manager.journal("chorus-gateway.service")]
+        assert any("listening at" in line for line in said)
+        assert "stopped gateway" in team.run("down").stderr
+        assert is_refused(team.gateway_port)
 
 
 def test_stop_closes_the_port_and_start_opens_it(team: Delegated) -> None:

@@ -15,7 +15,8 @@ import pytest
 from team import ROOT, free_port_base
 from user_manager import UserManager
 
-from supervisor.config import load, team
+from supervisor.config import load
+from supervisor.roster import children
 from supervisor.units import MARK, Scope, Team, polkit_rule, quoted, surroundings, unit_files
 
 PROGRAM = [sys.executable, "-P", "-m", "supervisor.cli"]
@@ -27,7 +28,7 @@ def units(**how: Any) -> dict[str, str]:
         "restarter": "chorus",
         "program": PROGRAM,
         "environ": {},
-        "specialists": team(load({}, None, {"HOME": "/nonexistent"})),
+        "children": children(load({}, None, {"HOME": "/nonexistent"})),
         "addresses": ["127.0.0.1", "::1"],
         "remote": False,
     }
@@ -51,7 +52,7 @@ def test_a_users_unit_has_no_key_that_wants_privileges() -> None:
 
 def test_each_specialist_has_a_socket_with_its_addresses_and_port() -> None:
     found = units(restarter="systemd")
-    assert len([name for name in found if name.endswith(".socket")]) == 18
+    assert len([name for name in found if name.endswith(".socket")]) == 19
     athena = found["specialist@athena.socket"]
     assert "ListenStream=127.0.0.1:45005\nListenStream=[::1]:45005\n" in athena
     assert "FileDescriptorName=athena\n" in athena
@@ -60,9 +61,26 @@ def test_each_specialist_has_a_socket_with_its_addresses_and_port() -> None:
     assert "Wants=specialist@athena.service\n" in found["chorus-specialists.target"]
 
 
+def test_the_gateway_has_units_of_its_own_made_like_a_specialists() -> None:
+    found = units(restarter="systemd")
+    socket, service = found["chorus-gateway.socket"], found["chorus-gateway.service"]
+    assert "ListenStream=127.0.0.1:8003\nListenStream=[::1]:8003\n" in socket
+    assert "FileDescriptorName=gateway\n" in socket
+    assert f"ExecStart={' '.join(PROGRAM)} gateway run\n" in service
+    assert "Requires=chorus-gateway.socket\n" in service
+    assert "CHORUS_SOCKET=/run/chorus/control.sock\n" in service, "it asks the supervisor"
+    assert "exits/gateway'" in service
+    assert "CHORUS_SOCKET" not in units(restarter="systemd", scope=Scope.USER)["chorus-gateway.service"]
+    for text in (socket, service):
+        assert "specialist@" not in text
+        assert "%i" not in text
+        assert "apollo" not in text
+    assert "Wants=chorus-gateway.service\n" in found["chorus-specialists.target"]
+
+
 def test_who_restarts_is_said_to_every_unit() -> None:
     found = units(restarter="systemd")
-    for name in ("chorus.service", "specialist@.service"):
+    for name in ("chorus.service", "specialist@.service", "chorus-gateway.service"):
         assert "Environment=CHORUS_RESTARTER=systemd\n" in found[name]
     assert set(units()) == {"chorus.service"}
     assert "CHORUS_RESTARTER" not in units()["chorus.service"]
@@ -75,7 +93,7 @@ def test_a_model_server_on_another_machine_may_be_reached() -> None:
 
 def test_the_account_may_manage_the_specialists_units_and_no_others() -> None:
     def rule(scope: Scope, restarter: Any) -> str | None:
-        how: dict[str, Any] = {"program": [], "environ": {}, "specialists": [], "addresses": [], "remote": False}
+        how: dict[str, Any] = {"program": [], "environ": {}, "children": [], "addresses": [], "remote": False}
         return polkit_rule(Team(scope=scope, restarter=restarter, **how))
 
     assert rule(Scope.USER, "systemd") is rule(Scope.SYSTEM, "chorus") is None
@@ -86,6 +104,7 @@ def test_the_account_may_manage_the_specialists_units_and_no_others() -> None:
     allowed = re.compile(found[1])
     assert allowed.match("specialist@tekton_core.service")
     assert allowed.match("chorus-specialists.target")
+    assert allowed.match("chorus-gateway.socket")
     assert not allowed.match("sshd.service")
     assert not allowed.match("specialist@a.service.evil")
 

@@ -93,7 +93,8 @@ def test_names_come_from_the_registry_where_there_is_one(shell: str, home: Path)
     state.mkdir(parents=True)
     specialists = [{"name": "zeus", "ai_id": "zeus-ci"}, {"name": "hera", "ai_id": "hera-ci"}]
     (state / "registry.json").write_text(json.dumps({"specialists": specialists}, separators=(",", ":")))
-    assert sorted(offered(shell, home, "chorus", "status", "")) == ["hera", "zeus"]
+    assert sorted(offered(shell, home, "chorus", "history", "")) == ["export", "hera", "rm", "search", "show", "zeus"]
+    assert sorted(offered(shell, home, "chorus", "status", "")) == ["gateway", "hera", "zeus"]
 
 
 def test_options_are_offered_and_their_values(shell: str, home: Path) -> None:
