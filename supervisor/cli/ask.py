@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from supervisor.cli.whom import Colleagues
     from supervisor.team.routing import Choice
 
-SILENCE = 60.0  # seconds that each of several may be silent, as in a team chat
-
 # Stands in the words where `--` was: click drops it. No argument can hold a zero byte.
 TEXT_FROM_HERE = "\0"
 
@@ -125,6 +123,7 @@ async def _all(
     from supervisor.cli.saved import Saved
     from supervisor.cli.teamchat import TeamChat
     from supervisor.team.chat import Member, TeamQuestion
+    from supervisor.team.routing import SILENCE
 
     places = [everybody.place(name) for name in choice.chosen]
     members = [Member(place.name, place.host, place.port) for place in places]

@@ -10,13 +10,14 @@ import click
 from protocol import names as spelling
 from protocol.codec import encode
 from protocol.control import HOUSE, Gap, Transition
-from supervisor.cli import look, records
+from supervisor import records
+from supervisor.cli import look
 from supervisor.cli.context import surroundings_of
 from supervisor.cli.exits import Exit
-from supervisor.cli.follow import Tail
 from supervisor.cli.logs import USUAL_COUNT, Count, earliest_of, until_next_look
 from supervisor.config import Loaded
 from supervisor.fleet.eventlog import FILE, last_number, read_record
+from supervisor.tail import Tail
 
 FROM_ABOVE = 100  # columns of a terminal from which on the state before is shown too
 STATE_ROOM = 11  # "backing_off"

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from supervisor.cli.records import OUTPUT, Record
 from supervisor.config import Loaded
 from supervisor.fleet.systemctl import service
+from supervisor.records import OUTPUT, Record
 
 HOUSE = "supervisor"
 SYSTEM_UNIT = Path("/etc/systemd/system/chorus.service")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 import click
 
 from protocol import names as spelling
-from supervisor.cli import look, records
+from supervisor import records
+from supervisor.cli import look, moment
 from supervisor.cli.context import settings_of
 from supervisor.cli.exits import Exit
-from supervisor.cli.follow import Tail
-from supervisor.cli.records import OUTPUT, Record
 from supervisor.config import Loaded
+from supervisor.records import OUTPUT, Record, parsed, recent, stamped
+from supervisor.tail import Tail
 
 if TYPE_CHECKING:
     from supervisor.cli.journald import Journal
 
 HOUSE = ("supervisor", "gateway", "forkserver")  # processes that are not specialists
+LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 LOOK_EVERY = 0.2  # seconds between two looks at a file that is followed
 USUAL_COUNT = 100
 JOURNALS = Path("/run/systemd/journal")  # where journald listens, where there is one
@@ -89,31 +91,6 @@ def choose(asked: Sequence[str], loaded: Loaded) -> list[str]:
     return spelling.chosen(asked, list(dict.fromkeys([*roster, *HOUSE, *written])))
 
 
-def recent(name: str, tail: Tail, limit: int | None, earliest: float, *, keep_open: bool) -> list[Record]:
-    """The last records of one file and of those rotated from it, oldest first; not more than are wanted are parsed."""
-    found: list[Record] = []
-    for whole, changed_at in tail.existing():
-        if changed_at < earliest:
-            break
-        lines = whole if found or keep_open else [*whole, *tail.rest()]
-        wanted = lines if limit is None else lines[max(0, len(lines) - (limit - len(found))) :]
-        found[:0] = parsed(name, tail.path, wanted, changed_at)
-        if (limit is not None and len(found) >= limit) or (found and found[0].at < earliest):
-            break
-    return [record for record in found if record.at >= earliest]
-
-
-def parsed(name: str, path: Path, lines: Iterable[bytes], changed_at: float) -> list[Record]:
-    """Lines as records. Raw output has no time but that of its file; empty lines of it are left out."""
-    texts = [text for line in lines if (text := line.decode("utf-8", "replace").rstrip("\r")).strip()]
-    if path.suffix == ".out":
-        return [Record(changed_at, OUTPUT, name, text) for text in texts]
-    found: list[Record] = []
-    for text in texts:
-        found.append(records.parse(text, name, found[-1].at if found else changed_at))
-    return found
-
-
 def _follow(tails: list[tuple[str, Tail]], journal: Journal | None, show: Show) -> None:
     """Shows what comes, until interrupted or until nobody reads any more."""
     while True:
@@ -138,6 +115,20 @@ def until_next_look() -> None:
         raise BrokenPipeError
 
 
+def as_text(record: Record, room: int, colour: str | int | None = None, *, painted: bool) -> str:
+    """`name | time LEVEL message`; every further line of the message has the name too. `room` is the widest name's."""
+    message = look.harmless(record.message) if painted else record.message
+    prefix = f"{record.name:<{room}} |"
+    stamp, level = stamped(record.at), record.level
+    if painted:
+        prefix = click.style(prefix, fg=colour)
+        stamp = click.style(stamp, dim=True)
+        level = click.style(level, fg=LEVEL_COLOURS.get(level), dim=level not in LEVEL_COLOURS or None)
+    first, *rest = message.rstrip("\n").split("\n")
+    head = f"{prefix} {stamp}" if record.level == OUTPUT else f"{prefix} {stamp} {level}"
+    return "\n".join([f"{head} {first}", *(f"{prefix}   {line}" for line in rest)])
+
+
 def _shower(loaded: Loaded, chosen: list[str], as_json: bool) -> Show:
     if as_json:
         return records.as_json
@@ -145,15 +136,15 @@ def _shower(loaded: Loaded, chosen: list[str], as_json: bool) -> Show:
     room = max(len(name) for name in chosen)
     colours: dict[str, str | int] = {name: look.name_colour(at) for at, name in enumerate(loaded.settings.roster)}
     if not painted and sys.stdout.isatty():
-        return lambda record: look.harmless(records.as_text(record, room, painted=False))
-    return lambda record: records.as_text(record, room, colours.get(record.name, "bright_black"), painted=painted)
+        return lambda record: look.harmless(as_text(record, room, painted=False))
+    return lambda record: as_text(record, room, colours.get(record.name, "bright_black"), painted=painted)
 
 
 def earliest_of(since: str | None) -> float:
     if since is None:
         return 0.0
     try:
-        return records.since(since, datetime.now())
+        return moment.since(since, datetime.now())
     except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{since!r} is no time: 5m, 2h, 1d or 2026-11-20T10:00", param_hint="--since"

@@ -28,6 +28,7 @@ from supervisor.team.pattern import LONGEST, BadPattern, Pattern
 SEARCHED = 2000  # characters of a message: what it is about stands at its begin, and the rest may be a pasted book
 ANSWERING = ("ready", "degraded")  # states in which one can be asked, the better one first
 MOST_ATTEMPTS = 10
+SILENCE = 60.0  # seconds that each of several may be silent, where the rules do not say
 
 Strategy = Literal["best", "round-robin", "all"]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]

@@ -22,9 +22,9 @@ from protocol.control import Gap, Restart, Transition, Watch
 from protocol.errors import ConnectionLost
 from supervisor.cli.events import Order, recorded
 from supervisor.cli.exits import Exit
-from supervisor.cli.follow import Tail
 from supervisor.fleet import eventlog
 from supervisor.fleet.eventlog import EventLog
+from supervisor.tail import Tail
 
 ESCAPE = "\x1b"
 

@@ -20,13 +20,14 @@ from team import Team, command, free_port_base
 from user_manager import UserManager
 
 from daemon.logs import OneLine
-from supervisor.cli import records
-from supervisor.cli.follow import LATE_LOOKS, Tail
+from supervisor import records
 from supervisor.cli.journald import Unit, unit_of
-from supervisor.cli.logs import recent
-from supervisor.cli.records import Record, as_json, as_text, merged, parse, since
+from supervisor.cli.logs import as_text
+from supervisor.cli.moment import since
 from supervisor.config import load
 from supervisor.fleet.marks import RAW_OUTPUT_LIMIT, _cap
+from supervisor.records import Record, as_json, merged, parse, recent
+from supervisor.tail import LATE_LOOKS, Tail
 
 NOON = datetime(2026, 11, 20, 12).timestamp()
 
