@@ -16,7 +16,8 @@ RequestId = str | int
 DoneReason = Literal["stop", "length", "cancelled"]
 Phase = Literal["queued", "loading", "prefill"]
 Temperature = Annotated[float, Meta(ge=0, le=10)]
-TokenCount = Annotated[int, Meta(ge=1)]
+TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # what model servers take
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Deadline = Annotated[float, Meta(gt=0)]  # seconds
 BackendStateName = Literal["ready", "loading", "model_missing", "down"]
 
@@ -35,7 +36,7 @@ class Options(Struct, frozen=True, omit_defaults=True):
     temperature: Temperature | None = None
     max_tokens: TokenCount | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     format: Literal["json"] | dict[str, Any] | None = None
 

@@ -17,7 +17,9 @@ from typing import Any, Self
 import aiohttp
 import anyio
 from aiohttp import web
+from msgspec.structs import replace
 from serving import Json, Served, serving
+from team import Team
 
 from daemon.backends import Backend
 from protocol.settings import Colleague, Gateway, GatewayConfig, Limits
@@ -206,21 +208,41 @@ async def gateway(
             for name, backend in team.items()
         }
         roster = [Colleague(name, "127.0.0.1", served.port) for name, served in behind.items()]
-        house = House(config_in(folder, roster, **(settings or {})))
-        async with anyio.create_task_group() as group:
-            await group.start(house.run)
-            runner = web.AppRunner(build(house), shutdown_timeout=1.0)
-            await runner.setup()
-            own = house.config.settings
-            tls = Certificate(own.tls_certificate, own.tls_key).context if own.tls_certificate and own.tls_key else None
-            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-            await site.start()
-            port = runner.addresses[0][1]
-            try:
-                async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
-                    yield ServedGateway(house, port, session, behind)
-            finally:
-                await house.drain(0.0)
-                await runner.cleanup()
-                group.cancel_scope.cancel()
-        await asyncio.sleep(0)
+        yield await stack.enter_async_context(served_by(config_in(folder, roster, **(settings or {})), behind))
+
+
+@asynccontextmanager
+async def gateway_of(team: Team, **settings: Any) -> AsyncGenerator[ServedGateway]:
+    """A gateway in front of a team that is up, with its supervisor's socket and folders."""
+    state = team.home / ".local/state/chorus"
+    roster = [Colleague(one["name"], one["host"], one["port"]) for one in team.status()["specialists"]]
+    config = replace(
+        config_in(state, roster, **settings),
+        socket=(state / "socket").read_text().strip(),
+        log_dir=str(state / "logs"),
+    )
+    async with served_by(config, {}) as served:
+        yield served
+
+
+@asynccontextmanager
+async def served_by(config: GatewayConfig, behind: dict[str, Served]) -> AsyncGenerator[ServedGateway]:
+    """A gateway of this configuration, on a free port."""
+    house = House(config)
+    async with anyio.create_task_group() as group:
+        await group.start(house.run)
+        runner = web.AppRunner(build(house), shutdown_timeout=1.0)
+        await runner.setup()
+        own = house.config.settings
+        tls = Certificate(own.tls_certificate, own.tls_key).context if own.tls_certificate and own.tls_key else None
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
+                yield ServedGateway(house, port, session, behind)
+        finally:
+            await house.drain(0.0)
+            await runner.cleanup()
+            group.cancel_scope.cancel()
+    await asyncio.sleep(0)

@@ -118,6 +118,22 @@ def last_number(lines: list[bytes]) -> int:
     return missing
 
 
+def latest(path: Path, most: int) -> list[Transition]:
+    """The newest events of a log, oldest of them first, without a hole between them. Whoever writes may go on meanwhile."""
+    found: list[Transition] = []
+    # Newest first: a rotation meanwhile shows a file twice, and hides none.
+    for number in range(ROTATED + 1):
+        for line in reversed(_lines(_older(path, number))):
+            record = read_record(line)
+            if record is None or (found and record.seq >= found[-1].seq and record.at >= found[-1].at):
+                continue
+            # A higher number of an earlier time: the state folder was emptied between, and counting began anew.
+            if len(found) == most or (found and record.seq != found[-1].seq - 1):
+                return found[::-1]
+            found.append(record)
+    return found[::-1]
+
+
 def read_record(line: bytes) -> Transition | None:
     """A line as the event that it records; None for a torn one, and for the places of events that could not be written."""
     text = line.strip(b"\0")

@@ -1,6 +1,6 @@
 """The web application: the routes, and what stands before every one of them.
 
-counted       a drain waits for what is under way
+counted       figures; and a drain waits for what is under way
 logged        a line in the log, for what the others refuse, too
 problems      every failure is answered
 guarded       the names that are ours, the pages that may ask
@@ -11,16 +11,10 @@ limiting      so much and no more
 
 from __future__ import annotations
 
-import os
-import time
-
-import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from protocol.errors import Draining
-from protocol.messages import BackendState, HealthResponse
-from supervisor.fleet.processes import resident
 from supervisor.gateway import openai_wire
 from supervisor.gateway.accesslog import library_log, logged
 from supervisor.gateway.admission import admitting
@@ -40,14 +34,6 @@ def build(house: House) -> web.Application:
     """The application that serves this house. The house itself is run, and drained, by whoever made it."""
 
     @web.middleware
-    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        house.begun()
-        try:
-            return await handler(request)
-        finally:
-            house.ended()
-
-    @web.middleware
     async def drained(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not house.is_draining or request.path == "/health":
             return await handler(request)
@@ -55,13 +41,10 @@ def build(house: House) -> web.Application:
             request.transport.abort()  # whoever follows events comes again; at a 503 EventSource gives up for good
         raise Draining("the gateway is going down: ask again", retry_after=1.0)
 
-    async def health(_request: web.Request) -> web.Response:
-        return web.json_response(body=msgspec.json.encode(how_it_is(house)))
-
     scopes: dict[web.AbstractRoute, Scope] = {}
     app = web.Application(
         middlewares=[
-            counted,
+            house.requests.counted,
             logged,
             problems(FORMS),
             guarded(house.guard),
@@ -79,24 +62,12 @@ def build(house: House) -> web.Application:
         },
     )
     app.on_response_prepare.append(dress)
-    scopes[app.router.add_get("/health", health)] = "open"
     for operation in OPERATIONS:
-        route = app.router.add_route(operation.method, operation.path, bound(operation, house))
-        scopes[route] = operation.scope
+        answer = bound(operation, house)
+        # aiohttp leaves the body out; what does not end has no HEAD
+        methods = (
+            ["GET", "HEAD"] if operation.method == "GET" and "events" not in operation.kinds else [operation.method]
+        )
+        for method in methods:
+            scopes[app.router.add_route(method, operation.path, answer)] = operation.scope
     return app
-
-
-def how_it_is(house: House) -> HealthResponse:
-    """What the gateway says of itself; its supervisor asks for it too."""
-    obstacle = house.admission.obstacle
-    return HealthResponse(
-        ai_id=house.config.ai_id,
-        status="draining" if house.is_draining else "healthy" if obstacle is None else "degraded",
-        component=house.config.name,
-        pid=os.getpid(),
-        instance=house.instance,
-        in_flight=house.in_flight - 1,  # without this very request
-        backend=BackendState("gateway", None, "ready" if obstacle is None else "down", obstacle),
-        uptime=round(time.monotonic() - house.born, 3),
-        rss_bytes=resident(os.getpid()),
-    )

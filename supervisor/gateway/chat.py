@@ -5,18 +5,20 @@ Their clients disagree about where a token stands, so a `token` event carries it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
 
 from protocol.codec import read_context
 from protocol.errors import BadRequest, PeerError, ProtocolError, from_wire
 from protocol.messages import (
+    AnyReply,
     Chat,
     ChatResponse,
     Deadline,
@@ -30,7 +32,7 @@ from protocol.messages import (
     Turn,
 )
 from supervisor.gateway.frames import json_line
-from supervisor.gateway.operation import RESUME_GRACE, Answer, Call
+from supervisor.gateway.operation import REQUIRED, RESUME_GRACE, Answer, Call
 from supervisor.gateway.problem import code_of
 from supervisor.gateway.resume import serve, serve_from
 from supervisor.gateway.stream import Stream
@@ -63,19 +65,31 @@ class ChatBody(Struct, frozen=True):
     resume: bool = False
 
 
+# What a question must have besides the types of its fields.
+_TEXT = {"type": "string", "pattern": r"\S"}
+Question = Annotated[
+    ChatBody,
+    Meta(
+        extra_json_schema={
+            "anyOf": [{"required": [name], "properties": {name: _TEXT}} for name in ("message", "content")]
+        }
+    ),
+]
+
+
 class ChatQuery(Struct, frozen=True):
     """A question in a query, for EventSource. `last_event_id` instead goes on with an answer that was asked for before."""
 
-    message: str | None = None
+    message: Annotated[str | None, Meta(extra=REQUIRED, extra_json_schema={"pattern": r"\S"})] = None
     session_id: str | None = None
     last_event_id: str | None = None
 
 
-class _Place(Struct, frozen=True):
+class TokenData(Struct, frozen=True):
     token: str
 
 
-class _Numbers(Struct, frozen=True):
+class TokenNumbers(Struct, frozen=True):
     chunk_index: int
 
 
@@ -86,12 +100,12 @@ class TokenEvent(Struct, frozen=True):
     """
 
     event: str
-    data: _Place
+    data: TokenData
     token: str
     specialist_id: str
     type: str
     content: str
-    metadata: _Numbers
+    metadata: TokenNumbers
     phase: ModerationPhase | UnsetType = UNSET
 
 
@@ -121,6 +135,22 @@ class CompleteEvent(Struct, frozen=True):
     summary: dict[str, Any]
 
 
+class SoFar(Struct, frozen=True):
+    """What has been said of an answer until now."""
+
+    specialist_id: str
+    content: str
+
+
+class ResetEvent(Struct, frozen=True):
+    """This reader fell behind: `lost` events are gone, and `snapshot` is what they add up to with all before."""
+
+    type: str
+    reason: str
+    lost: int
+    snapshot: SoFar
+
+
 class ErrorEvent(Struct, frozen=True):
     """The answer ended without being whole; `partial` is what had arrived."""
 
@@ -131,6 +161,16 @@ class ErrorEvent(Struct, frozen=True):
     partial: str
     retry_after: float | None
 
+
+EVENTS = {
+    "token": TokenEvent,
+    "thinking": ThinkingEvent,
+    "status": StatusEvent,
+    "complete": CompleteEvent,
+    "error": ErrorEvent,
+    "done": None,
+    "stream_reset": ResetEvent,
+}
 
 # -- routes -------------------------------------------------------------------------------------------------------------------
 
@@ -174,8 +214,8 @@ async def _answer_live(call: Call[ChatBody], member: Member, spelling: str, ques
 
 def question_of(body: ChatBody) -> Chat:
     """The body as the wire's question. Raises BadRequest with the field's path."""
-    text = body.message if body.message is not None else body.content
-    if not text or not text.strip():
+    text = next((said for said in (body.message, body.content) if said and not said.isspace()), None)
+    if text is None:
         raise BadRequest("message: missing; say what to answer")
     context = body.context
     if body.session_id is not None:
@@ -193,12 +233,24 @@ def question_of(body: ChatBody) -> Chat:
     )
 
 
-def asking(member: Member, spelling: str, question: Chat) -> Work:
-    """The work of asking one specialist, whose name the events repeat as the caller spelt it."""
+def asking(
+    member: Member,
+    spelling: str,
+    question: Chat,
+    hear: Callable[[AnyReply], None] = lambda _: None,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> Work:
+    """The work of asking one specialist, whose name the events repeat as the caller spelt it.
+
+    `hear` is told of every reply; `about` is put into the context of the answer.
+    """
 
     async def work(stream: Stream) -> None:
         async with reached(member) as connection, aclosing(connection.ask(question)) as replies:
             async for reply in replies:
+                hear(reply)
+                if isinstance(reply, StreamChunk) and reply.chunk_index == 0:
+                    stream.speaks()
                 match reply:
                     case StreamChunk(content=str(text)):
                         stream.append("token", json_line(token(spelling, text, reply.chunk_index)))
@@ -208,7 +260,7 @@ def asking(member: Member, spelling: str, question: Chat) -> Work:
                         status = StatusEvent("status", spelling, reply.phase, reply.position)
                         stream.append("status", json_line(status))
                     case StreamEnd():
-                        stream.append("complete", json_line(_complete(spelling, reply)))
+                        stream.append("complete", json_line(_complete(spelling, reply, about)))
                         stream.append(*DONE)
                         return
         raise PeerError(f"{member.name} ended the answer without an end")
@@ -218,11 +270,12 @@ def asking(member: Member, spelling: str, question: Chat) -> Work:
 
 def token(spelling: str, text: str, index: int, phase: ModerationPhase | UnsetType = UNSET) -> TokenEvent:
     """A piece of the answer of one whose name is spelt so."""
-    return TokenEvent("token", _Place(text), text, spelling, "chunk", text, _Numbers(index), phase)
+    return TokenEvent("token", TokenData(text), text, spelling, "chunk", text, TokenNumbers(index), phase)
 
 
-def _complete(spelling: str, end: StreamEnd) -> CompleteEvent:
+def _complete(spelling: str, end: StreamEnd, about: Mapping[str, Any]) -> CompleteEvent:
     told = msgspec.to_builtins(replace(end, metadata={}, request_id=None))
+    told["context"] |= about
     content = told.pop("content", "")
     for name in ("type", "response", "metadata"):
         told.pop(name, None)
@@ -245,7 +298,7 @@ def whole(events: list[Event]) -> ChatResponse:
 # -- the vocabulary -----------------------------------------------------------------------------------------------------------
 
 
-def _fold(events: Iterable[Event]) -> dict[str, str]:
+def _fold(events: Iterable[Event]) -> SoFar:
     """The text of the answer so far, and whose it is."""
     pieces, who = [], ""
     for name, data in events:
@@ -253,18 +306,17 @@ def _fold(events: Iterable[Event]) -> dict[str, str]:
             piece = msgspec.json.decode(data, type=TokenEvent)
             pieces.append(piece.content)
             who = piece.specialist_id
-    return {"specialist_id": who, "content": "".join(pieces)}
+    return SoFar(who, "".join(pieces))
 
 
-def _failed(error: ProtocolError, so_far: dict[str, str]) -> list[Event]:
-    partial = error.partial or so_far["content"]
-    said = ErrorEvent("error", error.sentence, code_of(error), so_far["specialist_id"], partial, error.retry_after)
+def _failed(error: ProtocolError, so_far: SoFar) -> list[Event]:
+    partial = error.partial or so_far.content
+    said = ErrorEvent("error", error.sentence, code_of(error), so_far.specialist_id, partial, error.retry_after)
     return [("error", json_line(said)), DONE]
 
 
-def _behind(lost: int, so_far: dict[str, str]) -> Event:
-    said = {"type": "stream_reset", "reason": "this reader fell behind", "lost": lost, "snapshot": so_far}
-    return ("stream_reset", json_line(said))
+def _behind(lost: int, so_far: SoFar) -> Event:
+    return "stream_reset", json_line(ResetEvent("stream_reset", "this reader fell behind", lost, so_far))
 
 
 VOCABULARY = Vocabulary(name=KIND, fold=_fold, failed=_failed, behind=_behind)

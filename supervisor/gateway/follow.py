@@ -34,13 +34,14 @@ GONE_AFTER = 30_000  # milliseconds until the kernel gives up on a peer that ack
 class Connection:
     """A reader's connection, as `Beat` sees it. Times are the loop's."""
 
-    __slots__ = ("_buffered", "_response", "_since", "is_due", "patience", "reader", "transport")
+    __slots__ = ("_buffered", "_since", "bytes", "events", "is_due", "patience", "reader", "transport")
 
     def __init__(self, reader: Reader, transport: asyncio.Transport) -> None:
         self.reader = reader
         self.transport = transport
         self.patience = STATUS_WITHIN
         self.is_due = False  # for a comment
+        self.events = self.bytes = 0  # written until now
         self._since = asyncio.get_running_loop().time()  # of the last write, or of the last progress of one
         self._buffered: int | None = None  # bytes not yet taken, while a write waits
         _bound(transport.get_extra_info("socket"))
@@ -50,6 +51,7 @@ class Connection:
         self._since, self._buffered = loop.time(), len(data) + self.transport.get_write_buffer_size()
         await response.write(data)
         self._since, self._buffered = loop.time(), None
+        self.bytes += len(data)
 
     def look(self, now: float) -> None:
         """Cuts it off, or has it send a comment, where it is time for that."""
@@ -66,11 +68,24 @@ class Connection:
 
 
 class Beat:
-    """Looks after all connections."""
+    """Looks after all connections, and has what was written to them."""
 
     def __init__(self) -> None:
         self._connections: set[Connection] = set()
         self._some = anyio.Event()
+        self._events = self._bytes = 0  # of connections that have ended
+
+    @property
+    def readers(self) -> int:
+        return len(self._connections)
+
+    @property
+    def events(self) -> int:
+        return self._events + sum(one.events for one in self._connections)
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes + sum(one.bytes for one in self._connections)
 
     async def run(self) -> None:
         """Looks for as long as there is somebody to look at, until cancelled."""
@@ -90,6 +105,8 @@ class Beat:
 
     def remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._events += connection.events
+        self._bytes += connection.bytes
 
 
 async def follow(
@@ -123,7 +140,9 @@ async def _write(
                 connection.transport.abort()
                 return response
         else:
+            before = reader.next
             data = reader.take()
+            connection.events += reader.next - before
         if not data:
             if not connection.is_due:
                 await reader.wait()

@@ -12,7 +12,6 @@ from protocol.messages import AnyReply, AnyRequest
 from supervisor.gateway.team import Team, reached
 from supervisor.team.chat import Member
 from supervisor.team.events import Trouble
-from supervisor.team.routing import Orchestration, choose
 
 R = TypeVar("R", bound=AnyReply)
 
@@ -34,14 +33,6 @@ def members_of(team: Team, spellings: Sequence[str] | None) -> list[Member]:
         why = "; ".join(member.trouble.error for member in members if member.trouble) or "chorus status says why"
         raise Unavailable(f"nobody can be asked: {why}", retry_after=1.0)
     return members
-
-
-def route(team: Team, message: str) -> list[Member]:
-    """Who answers a message that names nobody: one, or several who all do. Raises Unavailable where nobody can be asked."""
-    choice = choose(Orchestration(), message, team.specialists)
-    if choice is None:
-        raise Unavailable("no specialist is ready: chorus status says why", retry_after=1.0)
-    return [team.member(name) for name in choice.chosen]
 
 
 def _member(team: Team, spelling: str) -> Member:

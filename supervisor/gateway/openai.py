@@ -14,7 +14,7 @@ from aiohttp import web
 from protocol import names
 from protocol.errors import BadRequest, NotFound
 from protocol.messages import Embed, EmbedResponse
-from supervisor.gateway.members import members_of, replied, route
+from supervisor.gateway.members import members_of, replied
 from supervisor.gateway.openai_telling import KIND, Live, Telling, Whole, tell_all, tell_one
 from supervisor.gateway.openai_wire import (
     CompletionBody,
@@ -66,7 +66,7 @@ async def complete(call: Call[CompletionBody]) -> Answer:
     body, house = call.body, call.house
     name, _, model = body.model.partition("/")
     question = question_of(body, model or None)
-    members = _asked(house, name, question.text)
+    members = await _asked(house, name, question.text)
     is_one = len(members) == 1 and names.canonical(name) != TEAM
 
     async def work(stream: Stream) -> None:
@@ -94,7 +94,7 @@ async def embed(call: Call[EmbeddingBody]) -> Answer:
         raise BadRequest("dimensions: vectors are as long as the model makes them; leave it out")
     if names.canonical(name) == TEAM:
         raise BadRequest("model: a team makes no vectors; name one specialist, or auto")
-    [member, *_] = _asked(call.house, name, "")
+    [member, *_] = await _asked(call.house, name, "")
     reply = await replied(member, Embed(input=body.input, model=model or None), EmbedResponse)
     as_base64 = body.encoding_format == "base64"
     vectors = enumerate(reply.embeddings)
@@ -127,13 +127,13 @@ def _found(house: House, spelling: str) -> str:
         raise UnknownModel(f"{error.sentence}; GET /v1/models lists all models") from None
 
 
-def _asked(house: House, spelling: str, message: str) -> list[Member]:
+async def _asked(house: House, spelling: str, message: str) -> list[Member]:
     """Who answers as a model: everybody for `team`. Raises UnknownModel, and Unavailable where nobody can."""
     match names.canonical(spelling):
         case "team":
             return members_of(house.team, None)
         case "auto":
-            return route(house.team, message)
+            return await house.router.members(message)
         case _:
             return [house.team.member(_found(house, spelling))]
 

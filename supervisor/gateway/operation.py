@@ -5,7 +5,8 @@ The same definition has requests read and validated, and makes `openapi.json`. S
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 RESUME_GRACE = 10.0  # seconds that an answer goes on without its reader who can come back: EventSource does after three
 
+REQUIRED = {"required": True}  # `extra` of a parameter that is to be given, except where a stream is resumed
+
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 Scope = Literal["open", "chat", "admin"]  # what a key must be good for, where keys are needed; open needs none
-Kind = Literal["json", "events", "text", "page"]
+Kind = Literal["json", "events", "text", "page", "style", "script"]
 B = TypeVar("B")
 OWNER = web.RequestKey("owner", str)  # the id of the key that a request came with
 
@@ -64,14 +67,22 @@ class Call(Generic[B]):
         """What names a request that may be repeated without being done twice."""
         return self.request.headers.get("Idempotency-Key", "")
 
-    async def begun(self, kind: str, work: Work, *, is_kept: bool = True) -> Stream:
+    async def begun(self, kind: str, work: Work, *, is_kept: bool = True, is_endless: bool = False) -> Stream:
         """The stream of this request's work: begun now, or before by the same request with the same retry key."""
         streams, key = self.house.streams, self.retry_key
         asked = self.request.path.encode() + b"\n" + self.asked
         earlier = await streams.begun_before(self.owner, key, asked)
         if earlier is not None:
             return earlier
-        return streams.begin(kind, work, owner=self.owner, retry_key=key, asked=asked, is_kept=is_kept or bool(key))
+        return streams.begin(
+            kind,
+            work,
+            owner=self.owner,
+            retry_key=key,
+            asked=asked,
+            is_kept=is_kept or bool(key),
+            is_endless=is_endless,
+        )
 
     async def outcome(self, kind: str, work: Work) -> list[Event]:
         """The last events of this request's work, once it is over. A caller who leaves ends it, or gives it its grace."""
@@ -90,7 +101,10 @@ class Operation(Struct, frozen=True, kw_only=True):
     """One route.
 
     `answer` is the type of a 200's body; `failures` are the statuses that it may fail with besides those of every route.
-    `answers` says whether that body is JSON, server-sent events or text. `is_hidden` keeps an alias out of the description.
+    `answers` says whether that body is JSON, server-sent events or text, and `also` what else it may be; `events` has the data
+    of each event by its name, None where there is none. With `is_checked_by_run` the body is only parsed, and `run` itself says
+    all that is wrong with it. `takes_retry_key` and `has_stream_id` are about headers. `is_hidden` keeps an alias out of the
+    description.
     """
 
     method: Method
@@ -102,18 +116,30 @@ class Operation(Struct, frozen=True, kw_only=True):
     query: type[Struct] | None = None
     answer: Any = None
     answers: Kind = "json"
+    also: tuple[Kind, ...] = ()
+    events: Mapping[str, Any] = MappingProxyType({})
     failures: tuple[int, ...] = ()
     scope: Scope = "chat"
+    is_checked_by_run: bool = False
+    takes_retry_key: bool = False
+    has_stream_id: bool = False
+    is_hidden: bool = False
 
     @property
     def name(self) -> str:
         """What it is called in the description."""
-        return self.run.__name__
+        return f"{self.run.__module__.rpartition('.')[2]}_{self.run.__name__}"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Everything that a 200's body may be."""
+        return (self.answers, *self.also)
 
 
 def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The operation as a route of aiohttp's."""
-    read_body = msgspec.json.Decoder(operation.body).decode if operation.body is not None else None
+    shape = Any if operation.is_checked_by_run else operation.body
+    read_body = decoder(shape) if operation.body is not None else None
 
     async def answer(request: web.Request) -> web.StreamResponse:
         query = read_query(request, operation.query) if operation.query is not None else None
@@ -126,6 +152,29 @@ def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitab
     return answer
 
 
+def decoder(shape: Any) -> Callable[[bytes], Any]:
+    """Reads JSON of this type. 5.0 is an integer to JSON Schema, so whoever goes by the description may say it."""
+    exact = msgspec.json.Decoder(shape).decode
+
+    def read(body: bytes) -> Any:
+        try:
+            return exact(body)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return msgspec.convert(_whole_numbers(body), shape)
+
+    return read
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+_whole_numbers = msgspec.json.Decoder(float_hook=_number).decode
+
+
 def read_query(request: web.Request, shape: type[Struct]) -> Any:
     """The query string as a value. Raises BadRequest with the parameter's name."""
     said: dict[str, Any] = {}
@@ -134,9 +183,13 @@ def read_query(request: web.Request, shape: type[Struct]) -> Any:
             raise BadRequest(f"{name}: given twice in the query")
         said[name] = value
     try:
-        return msgspec.convert(said, shape, strict=False)
+        query = msgspec.convert(said, shape, strict=False)
     except msgspec.ValidationError as error:
         raise BadRequest(explain(error)) from None
+    for name in said:
+        if getattr(query, name, name) is None:  # "null", as msgspec reads it where no text is expected
+            raise BadRequest(f"{name}: give a value, or leave it out")
+    return query
 
 
 def as_json(value: Any, status: int = 200) -> web.Response:

@@ -17,21 +17,27 @@ from msgspec import Struct
 
 from protocol import errors
 from protocol.errors import PeerError, ProtocolError
+from protocol.shape import Mistake
 
 logger = logging.getLogger("chorus.gateway")
 
 CONTENT_TYPE = "application/problem+json"
+SAID = 3  # mistakes that the sentence has: the rest stands in `errors`
 RETRY_AFTER = 1.0  # seconds, where nobody knows better
 
 
 class Problem(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An error as it is sent. `error` is one sentence: what happened, and what to do; `code` is the wire's."""
+    """An error as it is sent. `error` is one sentence: what happened, and what to do; `code` is the wire's.
+
+    `errors` are all mistakes of a document that was refused.
+    """
 
     title: str
     status: int
     detail: str
     error: str
     code: str
+    errors: list[Mistake] | None = None
     type: str = msgspec.field(default_factory=lambda: "about:blank")
     partial: str | None = None
     trace_id: str | None = None
@@ -73,6 +79,14 @@ class Unauthorized(errors.CallerError):
     code = "unauthorized"
 
 
+class Mistaken(errors.BadRequest):
+    """A document with mistakes, all of which are told."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        super().__init__("; ".join(one.sentence for one in mistakes[:SAID]))
+        self.mistakes = mistakes
+
+
 class Conflict(errors.CallerError):
     """It cannot be done as things stand."""
 
@@ -108,7 +122,7 @@ STATUSES: dict[type[ProtocolError], int] = {
     errors.DeadlinePassed: 504,
     errors.Stalled: 504,
 }
-_TITLES = {
+TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",
@@ -127,6 +141,7 @@ _TITLES = {
     504: "Gateway Timeout",
 }
 WAITING_HELPS = (429, 503)
+LEFT = 499  # in the log alone, as nginx has it: nobody was there any more to be given a status
 
 
 def status_of(error: ProtocolError) -> int:
@@ -148,6 +163,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     partial: str = ""
     retry_after: float | None = None
     trace_id: str | None = None
+    errors: list[Mistake] | None = None
 
 
 Form = Callable[[Failure], web.Response]
@@ -161,19 +177,21 @@ def failure_of(error: ProtocolError, *, trace_id: str | None = None) -> Failure:
         partial=error.partial,
         retry_after=error.retry_after,
         trace_id=trace_id,
+        errors=error.mistakes if isinstance(error, Mistaken) else None,
     )
 
 
 def as_problem(failure: Failure) -> web.Response:
     """The form of all routes that have no other."""
     problem = Problem(
-        title=_TITLES.get(failure.status, "Error"),
+        title=TITLES.get(failure.status, "Error"),
         status=failure.status,
         detail=failure.sentence,
         error=failure.sentence,
         code=failure.code,
         partial=failure.partial or None,
         trace_id=failure.trace_id,
+        errors=failure.errors,
     )
     return web.Response(status=failure.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE)
 
@@ -226,7 +244,10 @@ def problems(forms: Mapping[str, Form]) -> Middleware:
                 answer.headers["Allow"] = error.headers["Allow"]
             return answer
         except ConnectionError:
-            raise  # the caller is gone
+            # The caller is gone, or is to be let go without a word. Raised on, the library would call it an error of ours.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=LEFT)
         except Exception:
             trace_id = secrets.token_hex(6)
             logger.exception("%s %s failed [%s]", request.method, request.rel_url.raw_path[:200], trace_id)

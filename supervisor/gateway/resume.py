@@ -83,16 +83,20 @@ async def serve_from(call: Call[Any], last_event_id: str | None) -> web.StreamRe
 
 
 async def serve(
-    call: Call[Any], stream: Stream, *, grace: float | None, cursor: Cursor | None = None
+    call: Call[Any], stream: Stream, *, grace: float | None, cursor: Cursor | None = None, opening: bytes = b""
 ) -> web.StreamResponse:
-    """Has the caller follow a stream: from its first event, or from behind a cursor; 204 where nothing follows that."""
+    """Has the caller follow a stream: from its first event, or from behind a cursor; 204 where nothing follows that.
+
+    `opening` is a frame that only this reader is given, before everything else.
+    """
     since = 0
     if cursor is not None:
         since = stream.place(cursor) or 0  # a place in something else: everything is new to it
         if stream.is_over and since == stream.visible:
             return web.Response(status=204)  # the only answer that has EventSource stop
     headers = {"X-Stream-Id": stream.head.id, "Content-Location": url_of(stream)}
-    return await follow(call.request, call.house.streams, call.house.beat, stream.reader(since, grace=grace), headers)
+    reader = stream.reader(since, grace=grace, opening=opening)
+    return await follow(call.request, call.house.streams, call.house.beat, reader, headers)
 
 
 def url_of(stream: Stream) -> str:

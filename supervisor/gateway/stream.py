@@ -48,7 +48,8 @@ class Stream:
     """The events of one piece of work. One writer: whoever does the work.
 
     `refused` is set where the work failed before its first event: a first reader can then still be told so by a status.
-    `ended` is a Unix time. `restored` is what a file says of it: then events go on behind those.
+    `ended` is a Unix time. `restored` is what a file says of it: then events go on behind those. `first` is the number of the
+    first event where somebody else counts them. `spoke` is told once after how many seconds it began to say something.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Stream:
         record: Record | None = None,
         epoch: str | None = None,
         restored: Restored | None = None,
+        first: int = 0,
         ring_bytes: Callable[[], int] = lambda: RING_BYTES,
+        spoke: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.head = head
         self.ended: float | None = None
@@ -69,9 +72,10 @@ class Stream:
         self._left: Callable[[Stream, float | None], None] | None = None
         self._record = record
         self._ring_bytes = ring_bytes
+        self._spoke: Callable[[float], None] | None = spoke
         self._frames: deque[bytes] = deque(restored.frames if restored else ())
-        self._first = 0  # the number of the oldest frame in the ring
-        self._visible = len(self._frames)  # frames before this number may be read
+        self._first = first  # the number of the oldest frame in the ring
+        self._visible = first + len(self._frames)  # frames before this number may be read
         self._bytes = sum(map(len, self._frames))
         self._fresh: list[bytes] = []
         self._is_due = False
@@ -79,6 +83,7 @@ class Stream:
         self._epochs = dict(restored.epochs) if restored else {epoch or new_epoch(): 0}  # each with its first number
         self._epoch = list(self._epochs)[-1]
         self._loop = asyncio.get_running_loop()
+        self._born = self._loop.time()
         self._published = asyncio.Event()
         if restored is not None:
             self.ended, self.failed = restored.ended, restored.failed
@@ -101,6 +106,18 @@ class Stream:
         ):
             self._bytes -= len(self._frames.popleft())
             self._first += 1
+
+    def speaks(self) -> None:
+        """It says something of its answer, and not only that it waits. Only the first time counts."""
+        if self._spoke is not None:
+            self._spoke(self._loop.time() - self._born)
+            self._spoke = None
+
+    def skip_to(self, number: int) -> None:
+        """Goes on at a later number: what is between was lost, and readers are told how much that is."""
+        self._first, self._bytes = number, 0
+        self._frames.clear()
+        self._publish_soon()
 
     def end(self, at: float | None = None, *, failed: bool = False) -> None:
         """Nothing follows. Readers are given the rest, and then let go."""
@@ -198,14 +215,15 @@ class Stream:
 
     # -- readers --------------------------------------------------------------------------------------------------------
 
-    def reader(self, since: int = 0, *, grace: float | None = None) -> Reader:
+    def reader(self, since: int = 0, *, grace: float | None = None, opening: bytes = b"") -> Reader:
         """A new reader from this number on, closed by whoever opens it. Raises Busy when there are as many as may be.
 
-        `grace` is how long the work goes on when this reader was the last and leaves; None is for ever.
+        `grace` is how long the work goes on when this reader was the last and leaves; None is for ever. `opening` is what it
+        is given before everything else.
         """
         if len(self.readers) >= READERS:
             raise Busy(f"{READERS} readers follow this stream already: try again later", retry_after=5.0)
-        reader = Reader(self, since, grace)
+        reader = Reader(self, since, grace, opening)
         self.readers.add(reader)
         if self._came is not None:
             self._came(self)
@@ -226,12 +244,13 @@ class Stream:
 class Reader:
     """One who follows: a place in a stream, and a way to be woken. Waits in one task."""
 
-    __slots__ = ("_waiting", "grace", "next", "stream")
+    __slots__ = ("_opening", "_waiting", "grace", "next", "stream")
 
-    def __init__(self, stream: Stream, since: int, grace: float | None) -> None:
+    def __init__(self, stream: Stream, since: int, grace: float | None, opening: bytes = b"") -> None:
         self.stream = stream
         self.next = since
         self.grace = grace
+        self._opening = opening
         self._waiting: asyncio.Future[None] | None = None
 
     @property
@@ -246,6 +265,9 @@ class Reader:
 
     def take(self) -> bytes:
         """Everything new, for one write; b"" where there is nothing."""
+        if self._opening:
+            opening, self._opening = self._opening, b""
+            return opening
         if self.next >= self.stream.visible:
             return b""
         frames = self.stream.read(self.next)

@@ -23,6 +23,7 @@ from msgspec import Struct
 from protocol.errors import BadRequest, HouseError, Internal, NotFound, ProtocolError
 from supervisor.gateway import record
 from supervisor.gateway.frames import fields, frame
+from supervisor.gateway.histogram import Histogram
 from supervisor.gateway.problem import TooMany
 from supervisor.gateway.record import Head, Record, Restored
 from supervisor.gateway.stream import LEAST_FRAMES, RING_BYTES, Cursor, Reader, Stream, new_epoch
@@ -37,6 +38,22 @@ ALL_RINGS = 134_217_728  # bytes, shared by the rings of all streams
 LEAST_RING = 65_536
 TAIL_EVERY = 0.1  # seconds between looks at what another gateway writes
 REAP_EVERY = 30.0
+FIRST_TOKEN = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)  # seconds, for a histogram
 
 
 class Withdrawn(HouseError):
@@ -54,11 +71,12 @@ class Interrupted(HouseError):
 class _Run:
     """The work behind one live stream. `why` is set by whoever cancels it."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, is_endless: bool) -> None:
         self.stream = stream
         self.scope = anyio.CancelScope()
         self.why: ProtocolError | None = None
         self.alone: asyncio.TimerHandle | None = None  # runs while nobody reads
+        self.is_endless = is_endless
 
     def cancel(self, why: ProtocolError) -> None:
         if self.why is None:
@@ -74,12 +92,16 @@ class _Kept(Struct, frozen=True):
 
 
 class Streams:
-    """The one owner of every stream. `most` is how much work may be under way at once."""
+    """The one owner of every stream. `most` is how much work may be under way at once.
+
+    `spoke` has how long answers took to begin.
+    """
 
     def __init__(self, folder: Path, vocabularies: Iterable[Vocabulary], most: int) -> None:
         self._folder = folder
         self._vocabularies = {one.name: one for one in vocabularies}
         self._most = most
+        self.spoke = Histogram(*FIRST_TOKEN)
         self._runs: dict[str, _Run] = {}
         self._open: dict[str, Stream] = {}  # in memory: live, read at this moment, or not on disk
         self._kept: dict[str, _Kept] = {}
@@ -115,6 +137,9 @@ class Streams:
     async def drain(self, why: ProtocolError, grace: float) -> None:
         """Lets what is under way end within `grace` seconds, and ends the rest for this reason. New work is refused."""
         self._draining = why
+        for run in self._runs.values():
+            if run.is_endless:
+                run.scope.cancel()  # and nothing is said: whoever follows comes back, to our successor
         with anyio.move_on_after(grace):
             await self._all_ended()
         for run in list(self._runs.values()):
@@ -128,12 +153,20 @@ class Streams:
     # -- work ---------------------------------------------------------------------------------------------------------------
 
     def begin(
-        self, kind: str, work: Work, *, owner: str = "", retry_key: str = "", asked: bytes = b"", is_kept: bool = True
+        self,
+        kind: str,
+        work: Work,
+        *,
+        owner: str = "",
+        retry_key: str = "",
+        asked: bytes = b"",
+        is_kept: bool = True,
+        is_endless: bool = False,
     ) -> Stream:
         """A new stream with its work begun; or the stream that the same request began before, told by its retry key.
 
-        `asked` is the request that the key belongs to. Raises TooMany where as much as may be is under way, and BadRequest
-        where the key was that of another request.
+        `asked` is the request that the key belongs to. Work that is endless is ended first by `drain`. Raises TooMany where as
+        much as may be is under way, and BadRequest where the key was that of another request.
         """
         fingerprint = hashlib.sha256(asked).hexdigest() if retry_key else ""
         head = Head(
@@ -150,8 +183,10 @@ class Streams:
             raise TooMany(f"{self._most} answers are under way: wait, or raise gateway.streams", retry_after=1.0)
         epoch = new_epoch()
         kept_in = Record.create(self._folder, head, epoch) if is_kept else None
-        stream = self._opened(Stream(head, record=kept_in, epoch=epoch, ring_bytes=self._ring_bytes))
-        run = self._runs[head.id] = _Run(stream)
+        stream = self._opened(
+            Stream(head, record=kept_in, epoch=epoch, ring_bytes=self._ring_bytes, spoke=self.spoke.observe)
+        )
+        run = self._runs[head.id] = _Run(stream, is_endless=is_endless)
         self._group.start_soon(self._work, run, work)
         return stream
 

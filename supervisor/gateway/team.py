@@ -7,15 +7,27 @@ picture is still good for asking them.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
+from msgspec.structs import replace
 
 from protocol import names
 from protocol.client import Connection, connect, connect_control
-from protocol.control import AnyAnswer, AnyControl, Result, Snapshot, SpecialistStatus, StatusReport, Transition, Watch
+from protocol.control import (
+    ABSENT,
+    AnyAnswer,
+    AnyControl,
+    Result,
+    Snapshot,
+    SpecialistStatus,
+    StatusReport,
+    Transition,
+    Watch,
+)
 from protocol.control import Status as AskStatus
 from protocol.errors import NotFound, ProtocolError, Refused, Unavailable
 from protocol.settings import GatewayConfig
@@ -27,6 +39,7 @@ logger = logging.getLogger("chorus.gateway")
 MEET_WITHIN = 1.0  # seconds that the first picture may take; then the gateway serves with what it was configured with
 AGAIN_AFTER = 0.5  # seconds between tries to reach a supervisor
 ANSWERED_WITHIN = 5.0  # seconds a supervisor has for a look at the team
+REMEMBERED = 256  # changes, more than can come in the time of a look
 RENEW_AFTER = 0.05  # seconds in which changes are gathered into one look
 ABSENT_HELP = {
     "stopped": "it is stopped: chorus start {0}",
@@ -42,6 +55,8 @@ class Team:
         self._socket = config.socket
         self.report: StatusReport | None = None
         self.is_told = False  # a supervisor tells us at this moment
+        self.seq: int | None = None  # of the last change that the picture contains
+        self._recent: deque[Transition] = deque(maxlen=REMEMBERED)
         self._specialists = {
             one.name: SpecialistStatus(
                 name=one.name,
@@ -136,9 +151,14 @@ class Team:
                 if not self.is_told:
                     logger.info("the supervisor (pid %s) tells of the team", told.status.supervisor.pid)
                 self.is_told = True
+                self.seq = told.seq
+                self._recent.clear()
                 self._picture(told.status)
                 self._met.set()
             case Transition():
+                self.seq = told.seq
+                self._recent.append(told)
+                self._move(told)
                 self._stale.set()
         for hearer in self._hearers:
             hearer(told)
@@ -147,15 +167,35 @@ class Team:
         self.report = report
         self._specialists = {one.name: one for one in report.specialists}
 
+    def _move(self, change: Transition) -> None:
+        """What a change says by itself is so at once; the rest is looked for."""
+        moved = {"state": change.to, "pid": change.pid, "attempt": change.attempt, "next_due": change.next_due}
+        one = self._specialists.get(change.name)
+        if one is not None and change.to == ABSENT:
+            del self._specialists[change.name]
+        elif one is not None:
+            since = change.at if change.from_ != change.to else one.since
+            self._specialists[change.name] = replace(one, since=since, **moved)
+
     async def _renew(self) -> None:
         """Looks at the team after changes: they say that something is otherwise, not everything that is."""
         while True:
             await self._stale.wait()
             await anyio.sleep(RENEW_AFTER)
             self._stale = anyio.Event()
-            report = await self.look()
-            if report is not None:
-                self._picture(report)
+            await self.renewed()
+
+    async def renewed(self) -> bool:
+        """Looks at the team, and has it in the picture; False where no supervisor answers."""
+        seen = self.seq or 0
+        report = await self.look()
+        if report is None:
+            return False
+        self._picture(report)
+        for change in self._recent:
+            if change.seq > seen:
+                self._move(change)  # it may have been told after the look was made, and then it is not in it
+        return True
 
 
 @asynccontextmanager

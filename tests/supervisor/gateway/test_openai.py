@@ -58,7 +58,7 @@ async def test_what_no_route_answers_has_this_protocols_form_too(tmp_path: Path)
             got, told, response = await served.request(method, path, **how)
             assert (got, told["error"]["code"], told["error"]["type"]) == (status, code, "invalid_request_error")
         got, told, response = await served.request("DELETE", "/v1/models")
-        assert response.headers["Allow"] == "GET"
+        assert response.headers["Allow"] == "GET,HEAD"
         got, told, _ = await served.request("GET", "/nothing")
         assert (got, told["code"]) == (404, "not_found")
 
