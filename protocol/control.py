@@ -107,7 +107,8 @@ class KeptStatus(Struct, frozen=True, kw_only=True):
 
     `attempt` counts the failures in a row before what is now; `next_due` is the Unix time of the next try, while one waits.
     `recycled` counts replacements because of max_rss_bytes; `started_because` is why the process was started; `notice` is
-    what a person should know that is no error.
+    what a person should know that is no error. `has_port` is whether who connects to it meets ours, or waits for it, and no
+    stranger.
     """
 
     state: str
@@ -126,6 +127,7 @@ class KeptStatus(Struct, frozen=True, kw_only=True):
     recycled: int = 0
     started_because: str | None = None
     notice: str | None = None
+    has_port: bool = True
 
 
 class SpecialistStatus(KeptStatus, frozen=True, kw_only=True):

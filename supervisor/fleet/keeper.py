@@ -256,7 +256,7 @@ class Keeper:
         self._processes.take(pid, config, time.monotonic())
         self._ceiling.begin()
         self._not_replaced = None
-        fields |= {"last_error": None, "remedy": None, "notice": None, "started_because": cause}
+        fields |= {"last_error": None, "remedy": None, "notice": None, "started_because": cause, "has_port": True}
         self._step(Event.FORKED, cause, pid=pid, uptime=time.time(), **told_of(self.config), **fields)
         self._mark(self.name, f"started, pid {pid}: {cause}")
         self._watch()
@@ -265,7 +265,8 @@ class Keeper:
         """The machine does not give what a process needs. That is nobody's crash, and it is looked for often."""
         self._record = restart.blocked(self._record)
         delay = restart.blocked_delay(self._record, random.random())
-        said = {"next_due": time.time() + delay, "last_error": fact, "remedy": remedy}
+        has_port = bool(self.link.copies.of(self.name))
+        said = {"next_due": time.time() + delay, "last_error": fact, "remedy": remedy, "has_port": has_port}
         self._step(Event.BLOCKED, fact, pid=None, uptime=None, **told_of(self.config), **said)
         self._pause.begin(self._group, delay, fact)
 

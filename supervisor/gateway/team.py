@@ -110,6 +110,8 @@ class Team:
         found = self.find(spelling)
         if found.state in ABSENT_HELP:
             raise Unavailable(f"{found.name} does not answer: {ABSENT_HELP[found.state].format(found.name)}")
+        if not found.has_port:  # a stranger may have it, and a question is not for strangers
+            raise Unavailable(f"{found.name} does not answer: {found.last_error}; {found.remedy}", retry_after=1.0)
         return Member(found.name, found.host, found.port)
 
     async def look(self) -> StatusReport | None:

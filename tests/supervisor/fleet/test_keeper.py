@@ -596,9 +596,11 @@ async def test_a_port_that_a_stranger_holds_is_named_and_taken_when_it_is_free(t
             assert blocked.last_error.startswith(f"port {port} is held by pid {os.getpid()} (")
             assert blocked.remedy is not None
             assert "specialists.apollo.port" in blocked.remedy
+            assert not blocked.has_port
             stranger.close()
             await kept.new_pid(None)
             assert kept.status.last_error is None
+            assert kept.status.has_port
             assert kept.status.restarts == 0
 
 

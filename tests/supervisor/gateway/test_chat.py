@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from gatewaying import gateway
+from msgspec.structs import replace
 from scripted import EchoBackend, ScriptedBackend
 from serving import until
 
@@ -145,3 +146,17 @@ async def test_a_specialist_that_is_gone_is_told_with_what_to_do(tmp_path: Path)
             status, told, response = await served.request("POST", "/api/chat/apollo", json={"message": "hi"})
     assert (status, told["code"], response.headers["Retry-After"]) == (503, "unavailable", "1")
     assert told["error"].endswith("(connection refused); chorus status apollo says why")
+
+
+async def test_a_question_is_not_for_a_stranger_who_has_the_port(tmp_path: Path) -> None:
+    backend = EchoBackend()
+    async with gateway(tmp_path, apollo=backend) as served:
+        apollo = served.house.team.find("apollo")
+        said = {"last_error": "port 45012 is held by pid 7", "remedy": "kill 7"}
+        blocked = replace(apollo, state="backing_off", has_port=False, **said)
+        served.house.team._specialists = {"apollo": blocked}
+        with anyio.fail_after(5):
+            status, told, _ = await served.request("POST", "/api/chat/apollo", json={"message": "hi"})
+    assert status == 503
+    assert told["error"] == "apollo does not answer: port 45012 is held by pid 7; kill 7"
+    assert backend.prompts == []
