@@ -1,9 +1,10 @@
-"""The supervisor, and each specialist asked on its own port: what it says itself, and what its supervisor thinks."""
+"""The supervisor, and everybody asked on their own port: what they say themselves, and what their supervisor thinks."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -11,18 +12,19 @@ from msgspec import Struct
 
 from protocol import __version__
 from protocol.client import Connection, connect
-from protocol.control import SpecialistStatus, StatusReport
+from protocol.control import Entry, StatusReport
 from protocol.errors import EmptyAnswer, ModelServerError, ProtocolError
-from protocol.messages import Chat, Health, HealthResponse, Options, Reset, StreamChunk, StreamEnd
-from protocol.settings import Restarter, SpecialistConfig
+from protocol.messages import Chat, HealthResponse, Options, Reset, StreamChunk, StreamEnd
+from protocol.settings import ChildConfig, Restarter, SpecialistConfig
 from supervisor.checkup.check import Check, fail, ok, warn
+from supervisor.fleet.asking import asking
 
 ANSWER_WITHIN = 2.0  # seconds for `health`, which no model has a part in
 TOKEN_WITHIN = 120.0  # seconds for one token: a model may have to be loaded first
 
 
 class Heard(Struct, frozen=True):
-    """What a specialist said of itself, in how many ms; or why it did not."""
+    """What somebody said of itself, in how many ms; or why it did not."""
 
     health: HealthResponse | None
     ms: float = 0.0
@@ -58,11 +60,11 @@ def restarter(report: StatusReport | None, wanted: Restarter) -> Check | None:
     return None
 
 
-async def ask_all(configs: list[SpecialistConfig]) -> dict[str, Heard]:
+async def ask_all(configs: Sequence[ChildConfig]) -> dict[str, Heard]:
     """Everybody at once."""
     heard: dict[str, Heard] = {}
 
-    async def one(config: SpecialistConfig) -> None:
+    async def one(config: ChildConfig) -> None:
         heard[config.name] = await ask(config)
 
     async with anyio.create_task_group() as group:
@@ -71,27 +73,25 @@ async def ask_all(configs: list[SpecialistConfig]) -> dict[str, Heard]:
     return heard
 
 
-async def ask(config: SpecialistConfig) -> Heard:
+async def ask(config: ChildConfig) -> Heard:
     """Its health, by its own port. The client refuses a connection that met itself."""
     began = time.perf_counter()
     try:
         with anyio.fail_after(ANSWER_WITHIN):
-            async with connect(config.addresses[0], config.port) as connection:
-                answer = await connection.call(Health())
+            async with asking(config) as ask_it:
+                answer = await ask_it()
     except TimeoutError:
         return Heard(None, problem=f"no answer on port {config.port} within {ANSWER_WITHIN:g} s")
     except ProtocolError as error:
         return Heard(None, problem=error.sentence)
-    if not isinstance(answer, HealthResponse) or answer.ai_id != config.ai_id:
+    if answer.ai_id != config.ai_id:
         return Heard(None, problem=f"somebody else answers on port {config.port}")
     return Heard(answer, (time.perf_counter() - began) * 1000)
 
 
-def specialist(
-    config: SpecialistConfig, heard: Heard, status: SpecialistStatus | None, *, supervised: bool
-) -> Check | None:
-    """One line for one specialist; None where nothing is to be said: it does not run because nothing runs."""
-    name = f"specialist.{config.name}"
+def member(config: ChildConfig, heard: Heard, status: Entry | None, *, supervised: bool) -> Check | None:
+    """One line for a specialist or the gateway; None where nothing is to be said: it does not run because nothing runs."""
+    name = f"specialist.{config.name}" if isinstance(config, SpecialistConfig) else config.name
     health = heard.health
     if health is None:
         if status is None or not supervised:
@@ -103,7 +103,8 @@ def specialist(
         return fail(name, fact, status.remedy or f"chorus logs {config.name}")
     fact = f"{config.name} answers on port {config.port} in {heard.ms:.1f} ms, {health.status}, pid {health.pid}"
     if not supervised and (status is None or status.pid != health.pid):
-        remedy = "another port_base, where that is another team's"
+        setting = "port_base" if isinstance(config, SpecialistConfig) else "gateway.port"
+        remedy = f"another {setting}, where that is another team's"
         return warn(name, f"{fact}, and no supervisor of ours started it", remedy)
     if not supervised:
         return warn(name, f"{fact}, without a supervisor", "chorus up")

@@ -44,7 +44,7 @@ class Figures:
 
     async def take(self, asking: ControlConnection) -> Sample:
         report = await _report(asking)
-        pids = [one.pid for one in report.specialists if one.pid]
+        pids = [one.pid for one in report.everybody if one.pid]
         if self._meter.look([*pids, *([report.supervisor.pid] if report.supervisor.pid else [])]):
             for one in report.specialists:
                 usage = self._meter.usage.get(one.pid) if one.pid else None
@@ -222,5 +222,6 @@ def _as_object(sample: Sample, interval: float) -> dict[str, Any]:
         "interval": round(interval, 3),
         "pss_bytes": sample.together,
         "supervisor": measured(report["supervisor"]),
+        "gateway": measured(report["gateway"]),
         "specialists": [measured(one) for one in report["specialists"]],
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 from msgspec import Struct
 
-from protocol.control import AS_ASKED, SpecialistStatus, StatusReport
+from protocol.control import AS_ASKED, DISABLED, KeptStatus, SpecialistStatus, StatusReport
 from supervisor.cli import look
 from supervisor.cli.meter import Usage
 
@@ -94,7 +94,7 @@ def frame(sample: Sample, view: View, width: int, height: int, now: float) -> li
     """A whole screen. Keeps the view's first row where there is one."""
     everybody = rows(sample, view)
     head = [*_head(sample, view, width, now), ""]
-    troubles = _troubles(everybody, sample.at)
+    troubles = _troubles(sample)
     if height < len(head) + 1 + len(everybody) + bool(troubles) + 1:
         head.pop()
     room = max(1, height - len(head) - 1 - bool(troubles) - 1)
@@ -189,7 +189,7 @@ def _curve(figures: Sequence[float], highest: float) -> str:
     return "".join(BARS[min(len(BARS) - 1, round(figure / highest * (len(BARS) - 1)))] for figure in bars)
 
 
-def remark(one: SpecialistStatus, now: float) -> str:
+def remark(one: KeptStatus, now: float) -> str:
     """What somebody should know: what is wrong, or how the process before this one ended."""
     last = one.last_exit
     if one.state in UP and last is not None and last.cause != AS_ASKED and one.restarts:
@@ -238,8 +238,9 @@ def _head(sample: Sample, view: View, width: int, now: float) -> list[str]:
     if silence > SILENT_AFTER:
         clock = _paint(view, f"no answer for {silence:.0f} s", fg="red", bold=True)
     title = _paint(view, f"chorus {house.version or ''}".strip(), bold=True)
-    first = _ends(f"{title}  {len(team)} specialists: {states}", clock, width)
-    cpu = [one.cpu for pid, one in sample.usage.items() if one.cpu is not None and pid != house.pid]
+    first = _ends(f"{title}  {len(team)} specialists: {states}", [clock], width)
+    others = (house.pid, report.gateway.pid)
+    cpu = [one.cpu for pid, one in sample.usage.items() if one.cpu is not None and pid not in others]
     busy, waiting = sum(one.in_flight for one in team), sum(one.queued for one in team)
     figures = [f"{busy} in flight", f"{waiting} queued", f"{sum(cpu):.1f}% CPU" if cpu else ""]
     figures.append(f"{look.size(sample.together)} together" if sample.together else "")
@@ -250,8 +251,8 @@ def _head(sample: Sample, view: View, width: int, now: float) -> list[str]:
     model = _labelled(view, "model", _backend(sample, view))
     return [
         first,
-        _ends(_labelled(view, "team", ", ".join(filter(None, figures))), "", width),
-        _ends(model, state + measured if len(click.unstyle(model) + state + measured) + 2 <= width else state, width),
+        _ends(_labelled(view, "team", ", ".join(filter(None, figures))), _gateway(sample, view), width),
+        _ends(model, [state + measured, state], width),
     ]
 
 
@@ -270,13 +271,25 @@ def _backend(sample: Sample, view: View) -> str:
     return f"{told}  {look.harmless(backend.error.splitlines()[0])}" if backend.error else told
 
 
-def _troubles(everybody: Sequence[Row], now: float) -> list[tuple[str, str]]:
+def _gateway(sample: Sample, view: View) -> list[str]:
+    """How the gateway is, in ever fewer words; nothing where there is to be none."""
+    one = sample.report.gateway
+    if one.state == DISABLED:
+        return []
+    usage = sample.usage.get(one.pid) if one.pid else None
+    figures = [f"{usage.cpu:.1f}% CPU, {look.size(usage.rss)}"] if usage and usage.cpu is not None else []
+    figures += [f"{one.in_flight} in flight"] if one.in_flight else []
+    words = [f"gateway {_paint(view, one.state, fg=look.STATE_COLOURS.get(one.state))}", *figures]
+    return [", ".join(words[:many]) for many in range(len(words), 0, -1)]
+
+
+def _troubles(sample: Sample) -> list[tuple[str, str]]:
     """What is wrong with whom, and when it is tried again."""
-    found = [one for one in (row.status for row in everybody) if one.state not in UP and one.last_error]
+    found = [one for one in sample.report.everybody if one.state not in UP and one.last_error]
     return [
         (
-            f"{one.name} is {one.state}: {remark(one, now)}",
-            f"; next try in {max(0.0, one.next_due - now):.0f} s" if one.next_due else "",
+            f"{one.name} is {one.state}: {remark(one, sample.at)}",
+            f"; next try in {max(0.0, one.next_due - sample.at):.0f} s" if one.next_due else "",
         )
         for one in found
     ]
@@ -289,18 +302,19 @@ def _keys(view: View, width: int, seen: str) -> str:
             parts.append(_paint(view, word, fg="cyan", bold=True) if view.painted else f"[{word}]")
         else:
             parts.append(click.style(word[0], underline=True) + word[1:] if view.painted else word)
-    return _ends(f"sort: {' '.join(parts)}", f"{seen}  q: quit".strip(), width)
+    return _ends(f"sort: {' '.join(parts)}", [f"{seen}  q: quit".strip()], width)
 
 
 def _labelled(view: View, label: str, text: str) -> str:
     return _paint(view, label.ljust(5), dim=True) + "  " + text
 
 
-def _ends(left: str, right: str, width: int) -> str:
-    """Two texts at the two ends of a line; the right one goes where there is no room for both."""
-    space = width - len(click.unstyle(left)) - len(click.unstyle(right))
-    if space >= 2:
-        return f"{left}{' ' * space}{right}" if right else left
+def _ends(left: str, rights: Sequence[str], width: int) -> str:
+    """Two texts at the two ends of a line: the first right one that there is room for, or none."""
+    for right in rights:
+        space = width - len(click.unstyle(left)) - len(click.unstyle(right))
+        if space >= 2 and right:
+            return f"{left}{' ' * space}{right}"
     return left if len(click.unstyle(left)) <= width else _cut(click.unstyle(left), width)
 
 

@@ -1,8 +1,9 @@
-"""Answers in the place of a specialist that cannot: nobody waits behind a port for nothing."""
+"""Answers in the place of a specialist or a gateway that cannot: nobody waits behind a port for nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 from collections.abc import Callable
@@ -70,16 +71,23 @@ async def _answer(caller: socket.socket, ai_id: str, error: Unavailable) -> None
     caller.setblocking(False)
     asked = b""
     with anyio.move_on_after(FIRST_LINE_WITHIN):
-        while b"\n" not in asked and len(asked) < 65536 and (data := await loop.sock_recv(caller, 65536)):
+        while not _is_whole(asked) and len(asked) < 65536 and (data := await loop.sock_recv(caller, 65536)):
             asked += data
-    await loop.sock_sendall(caller, _said(asked.split(b"\n", 1)[0], ai_id, error))
+    await loop.sock_sendall(caller, _said(asked, ai_id, error))
     caller.shutdown(socket.SHUT_WR)
     with anyio.move_on_after(LAST_WORDS):
         while await loop.sock_recv(caller, 65536):
             pass
 
 
-def _said(line: bytes, ai_id: str, error: Unavailable) -> bytes:
+def _is_whole(asked: bytes) -> bool:
+    """Whether a line has come, or the whole head of an HTTP request."""
+    line, end, _ = asked.partition(b"\n")
+    return bool(end) and (b"\r\n\r\n" in asked or not _HTTP.match(line))
+
+
+def _said(asked: bytes, ai_id: str, error: Unavailable) -> bytes:
+    line = asked.split(b"\n", 1)[0]
     if line.lstrip().startswith(b"{"):
         try:
             request_id = msgspec.json.decode(line, type=_Head).request_id
@@ -87,5 +95,16 @@ def _said(line: bytes, ai_id: str, error: Unavailable) -> bytes:
             request_id = None
         return encode(error_reply(error, request_id, ai_id))
     if _HTTP.match(line):
-        return b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        # Whoever follows events comes again when it is hung up on; at any answer but a 200 EventSource gives up for good.
+        return b"" if b"text/event-stream" in asked else _in_http(error)
     return f"error: {error.sentence}\n".encode()
+
+
+def _in_http(error: Unavailable) -> bytes:
+    """As the gateway says it: problem details (RFC 9457), and when to come again."""
+    title = "Service Unavailable"
+    problem = {"title": title, "status": 503, "detail": error.sentence, "error": error.sentence, "code": error.code}
+    body = msgspec.json.encode(problem)
+    head = [f"HTTP/1.1 503 {title}", "Content-Type: application/problem+json", f"Content-Length: {len(body)}"]
+    head += [f"Retry-After: {math.ceil(error.retry_after)}"] if error.retry_after else []
+    return "\r\n".join([*head, "Connection: close", "", ""]).encode() + body

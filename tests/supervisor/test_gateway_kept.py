@@ -75,6 +75,7 @@ def test_people_are_told_of_it_below_the_table(tmp_path: Path) -> None:
         assert "apollo" not in team.run("status", "gateway").stdout
         assert team.run("status", "--check").returncode == 0
         assert f"the gateway is up: {url}" in team.run("up").stderr
+        assert f"gateway answers on port {team.gateway_port} in " in team.run("doctor").stdout
 
 
 async def test_nobody_is_refused_while_it_is_killed_and_no_specialist_notices(tmp_path: Path) -> None:

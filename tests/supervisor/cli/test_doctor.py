@@ -182,7 +182,7 @@ def test_a_specialist_that_does_not_answer(tmp_path: Path, state: str, wanted: s
         last_error="it broke",
         remedy="mend it",
     )
-    found = team.specialist(config, Heard(None, problem="no answer"), status, supervised=True)
+    found = team.member(config, Heard(None, problem="no answer"), status, supervised=True)
     assert found is not None
     assert found.state == expected
     if expected == "fail":

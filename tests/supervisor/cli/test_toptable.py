@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from msgspec.structs import replace
 
 from protocol.control import (
     BackendStatus,
@@ -37,6 +38,11 @@ def sample(*team: SpecialistStatus, **said: Any) -> Sample:
     )
     usage = {one.pid: Usage(1.0, 30 << 20) for one in team if one.pid} | {7: Usage(0.5, 20 << 20)}
     return Sample(NOW, report, **({"usage": usage} | said))
+
+
+def with_gateway(seen: Sample, **said: Any) -> Sample:
+    usual: dict[str, Any] = {"url": "http://127.0.0.1:8003", "state": "ready", "pid": 9}
+    return replace(seen, report=replace(seen.report, gateway=GatewayStatus(**usual | said)))
 
 
 def everybody(**said: Any) -> Sample:
@@ -134,3 +140,23 @@ def test_a_past_end_is_remarked_and_control_bytes_are_harmless() -> None:
 def test_figures_that_nobody_has_measured_are_absent() -> None:
     [line] = [line for line in shown(sample(specialist("apollo"), usage={})) if line.startswith("apollo")]
     assert re.search(r"ready +4012 +- +- +0 +0 +- +- +0 +1m40s", line)
+
+
+def test_the_gateway_is_told_beside_the_figures_of_the_team_and_not_counted_among_them() -> None:
+    seen = everybody()
+    seen = with_gateway(replace(seen, usage=seen.usage | {9: Usage(7.5, 40 << 20)}), in_flight=3)
+    wide = shown(seen, 100)[1]
+    assert "queued, 18.0% CPU  " in wide
+    assert wide.endswith("  gateway ready, 7.5% CPU, 40 MiB, 3 in flight")
+    assert shown(seen, 80)[1].endswith("gateway ready, 7.5% CPU, 40 MiB")
+    assert shown(seen, 60)[1].endswith("gateway ready")
+    assert "gateway" not in "".join(shown(everybody()))
+
+
+def test_what_is_wrong_with_the_gateway_is_said() -> None:
+    seen = with_gateway(
+        everybody(), state="backing_off", pid=None, last_error="port 8003 is held by pid 4", next_due=NOW + 2
+    )
+    assert any(
+        line.startswith("gateway is backing_off: port 8003 is held by pid 4; next try in 2 s") for line in shown(seen)
+    )

@@ -58,7 +58,17 @@ async def test_plain_text_is_answered_in_plain_text() -> None:
 async def test_http_is_answered_in_http() -> None:
     async with standing_in() as (port, _):
         answer = await said_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 503 ")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n")
+    assert b"\r\nRetry-After: 3\r\n" in head
+    assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"], problem["error"]) == (503, "unavailable", "gone for now")
+
+
+async def test_who_follows_events_over_http_is_hung_up_on_and_comes_again() -> None:
+    async with standing_in() as (port, _):
+        assert await said_to(port, b"GET /x HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n") == b""
 
 
 async def test_whoever_says_nothing_is_answered_too() -> None:
