@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
 
 from protocol.codec import read_context
-from protocol.errors import BadRequest, PeerError, ProtocolError, from_wire
+from protocol.errors import BadRequest, PeerError, ProtocolError
 from protocol.messages import (
     AnyReply,
     Chat,
@@ -36,7 +36,7 @@ from supervisor.gateway.operation import REQUIRED, RESUME_GRACE, Answer, Call
 from supervisor.gateway.problem import code_of
 from supervisor.gateway.resume import serve, serve_from
 from supervisor.gateway.stream import Stream
-from supervisor.gateway.streams import Work
+from supervisor.gateway.streams import Work, ended_by
 from supervisor.gateway.team import reached
 from supervisor.gateway.vocabulary import Event, Vocabulary
 from supervisor.team.chat import Member
@@ -291,7 +291,7 @@ def whole(events: list[Event]) -> ChatResponse:
             return msgspec.convert(said, ChatResponse)
         if name == "error":
             error = msgspec.json.decode(data, type=ErrorEvent)
-            raise from_wire(error.code, error.error, error.partial, error.retry_after)
+            raise ended_by(error.code, error.error, error.partial, error.retry_after)
     raise PeerError("the answer ended without an end")
 
 

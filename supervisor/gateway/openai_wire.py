@@ -12,10 +12,11 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
-from protocol.errors import BadRequest, ProtocolError, from_wire
+from protocol.errors import BadRequest, ProtocolError
 from protocol.messages import Chat, Options, Temperature, TokenCount, Turn, Usage
 from supervisor.gateway.frames import json_line
-from supervisor.gateway.problem import WAITING_HELPS, Failure, failure_of
+from supervisor.gateway.problem import Failure, failure_of
+from supervisor.gateway.streams import ended_by
 
 FinishReason = Literal["stop", "length"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -231,9 +232,10 @@ class Embeddings(Struct, frozen=True):
 # -- errors -------------------------------------------------------------------------------------------------------------------
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-IN_VAIN = frozenset(
-    {"model_missing", "stalled", "deadline", "empty_answer"}
-)  # once more would only take as long once more
+# Once more would only take as long once more, or is not wanted.
+IN_VAIN = frozenset({"model_missing", "stalled", "deadline", "empty_answer", "cancelled"})
+# What the wire's sentences call otherwise than this protocol does.
+PARAMETERS = {"options.think": "reasoning_effort"}
 
 
 class ErrorBody(Struct, frozen=True, kw_only=True):
@@ -256,17 +258,18 @@ def as_error(failure: Failure) -> web.Response:
     """A failure in this protocol's form, as its clients sort it: what is wrong with a request is a 400 to them."""
     status = 400 if failure.status == 422 else failure.status
     answer = web.Response(status=status, body=json_line(error_of(failure)), content_type="application/json")
-    if failure.status not in WAITING_HELPS and failure.code in IN_VAIN:
+    if failure.code in IN_VAIN:
         answer.headers["X-Should-Retry"] = "false"  # OpenAI's own clients ask again after every 5xx
     return answer
 
 
 def error_of(failure: Failure) -> ErrorAnswer:
     kind = TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error")
+    param, message = _parameter(failure)
     body = ErrorBody(
-        message=failure.sentence,
+        message=message,
         type=kind,
-        param=_parameter(failure),
+        param=param,
         code=failure.code,
         partial=failure.partial or UNSET,
         retry_after=failure.retry_after if failure.retry_after is not None else UNSET,
@@ -286,12 +289,15 @@ def raised(data: bytes) -> ProtocolError | None:
     if not data.startswith(b'{"error":'):
         return None
     body = msgspec.json.decode(data, type=ErrorAnswer).error
-    return from_wire(body.code, body.message, body.partial or "", body.retry_after or None)
+    return ended_by(body.code, body.message, body.partial or "", body.retry_after or None)
 
 
-def _parameter(failure: Failure) -> str | None:
-    """The path that a sentence of the kind `messages[0].role: …` begins with."""
+def _parameter(failure: Failure) -> tuple[str | None, str]:
+    """The path that a sentence of the kind `messages[0].role: …` begins with, and the sentence in this protocol's terms."""
     if failure.code == "model_not_found":
-        return "model"
-    path, found, _ = failure.sentence.partition(": ")
-    return path if found and failure.code == "bad_request" and " " not in path else None
+        return "model", failure.sentence
+    path, found, rest = failure.sentence.partition(": ")
+    if not found or failure.code != "bad_request" or " " in path:
+        return None, failure.sentence
+    path = PARAMETERS.get(path, path)
+    return path, f"{path}: {rest}"

@@ -20,7 +20,7 @@ import anyio.abc
 import anyio.to_thread
 from msgspec import Struct
 
-from protocol.errors import BadRequest, HouseError, Internal, NotFound, ProtocolError
+from protocol.errors import BadRequest, HouseError, Internal, NotFound, ProtocolError, from_wire
 from supervisor.gateway import record
 from supervisor.gateway.frames import fields, frame
 from supervisor.gateway.histogram import Histogram
@@ -66,6 +66,17 @@ class Interrupted(HouseError):
     """This gateway, or the one before it, ended; whoever was asked has not failed."""
 
     code = "gateway_restarted"
+
+
+_OURS: dict[str, type[HouseError]] = {cls.code: cls for cls in (Withdrawn, Interrupted)}
+
+
+def ended_by(code: str, sentence: str, partial: str = "", retry_after: float | None = None) -> ProtocolError:
+    """What ended a stream, from what its last event says of it."""
+    ours = _OURS.get(code)
+    if ours is None:
+        return from_wire(code, sentence, partial, retry_after)
+    return ours(sentence, partial=partial, retry_after=retry_after)
 
 
 class _Run:

@@ -9,12 +9,13 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct
 
-from protocol.errors import PeerError, ProtocolError, from_wire
+from protocol.errors import PeerError, ProtocolError
 from protocol.messages import DoneReason, Timing, Usage
 from supervisor.gateway.chat import StatusEvent, ThinkingEvent, TokenEvent, token
 from supervisor.gateway.frames import json_line
 from supervisor.gateway.problem import code_of
 from supervisor.gateway.stream import Stream
+from supervisor.gateway.streams import ended_by
 from supervisor.gateway.vocabulary import Event, Vocabulary
 from supervisor.team.chat import Member, Moderation
 from supervisor.team.events import AnyEvent, Asked, Consensus, Entry, Finished, Moderating, Status, Token, Trouble
@@ -199,7 +200,7 @@ def whole(events: list[Event]) -> TeamAnswer:
             return msgspec.json.decode(data, type=TeamCompleteEvent).result
         if name == "error":
             error = msgspec.json.decode(data, type=TeamErrorEvent)
-            raise from_wire(error.code, error.error, retry_after=error.retry_after)
+            raise ended_by(error.code, error.error, retry_after=error.retry_after)
     raise PeerError("the team chat ended without an end")
 
 

@@ -22,6 +22,7 @@ from serving import until
 from daemon.backends import Backend, Finish, Piece
 from protocol.errors import (
     BackendDown,
+    BadRequest,
     Busy,
     ContextOverflow,
     ModelError,
@@ -300,6 +301,14 @@ async def test_a_wrong_parameter_is_a_bad_request_that_names_it(
             await sdk.chat.completions.create(**({"model": "apollo", "messages": HI} | wrong))
     assert (caught.value.param, caught.value.code) == (param, "bad_request")
     assert caught.value.type == "invalid_request_error"
+
+
+async def test_what_the_model_refuses_is_told_in_this_protocols_terms(tmp_path: Path) -> None:
+    refusing = ScriptedBackend(BadRequest("options.think: tiny cannot think; leave it out"))
+    async with client(tmp_path, apollo=refusing) as (sdk, _):
+        with pytest.raises(openai.BadRequestError, match="reasoning_effort: tiny cannot think") as caught:
+            await sdk.chat.completions.create(model="apollo", messages=HI, reasoning_effort="high")
+    assert caught.value.param == "reasoning_effort"
 
 
 async def test_a_model_that_nobody_is_is_not_found(tmp_path: Path) -> None:
