@@ -101,10 +101,12 @@ async def clock_jumps(stage: Stage, fault: Fault) -> Recovery:
 # -- the supervisor and the fork server -------------------------------------------------------------------------------------
 
 
-async def _nobody_restarted(stage: Stage, before: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+Before = dict[str, dict[str, Any]]
+
+
+async def _nobody_restarted(stage: Stage, before: Before, but: tuple[str, ...] = ()) -> None:
     """The same processes as before, and nobody the worse for it in the status."""
-    for one in before["specialists"]:
-        name = one["name"]
+    for name, one in before.items():
         if name in but:
             continue
         seen = await stage.until(name, lambda now: now["state"] == "ready", 30.0, "ready")
@@ -117,7 +119,7 @@ async def _nobody_restarted(stage: Stage, before: dict[str, Any], but: tuple[str
 
 async def supervisor_killed(stage: Stage, fault: Fault) -> Recovery:
     """At any instruction; sometimes while somebody is being replaced, sometimes somebody dies while it is away."""
-    before = await stage.report()
+    before = await stage.everybody()
     [name] = fault.names
     victim = await stage.before(name)
     what = fault.chance * 3
@@ -140,7 +142,7 @@ async def supervisor_killed(stage: Stage, fault: Fault) -> Recovery:
 
 
 async def supervisor_stopped(stage: Stage, fault: Fault) -> Recovery:
-    before = await stage.report()
+    before = await stage.everybody()
     pid = stage.supervisor()
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(_suspension(stage))
@@ -152,8 +154,8 @@ async def supervisor_stopped(stage: Stage, fault: Fault) -> Recovery:
 
 async def suspended(stage: Stage, fault: Fault) -> Recovery:
     """A laptop that sleeps: everybody is stopped for a while, and goes on in any order."""
-    before = await stage.report()
-    everybody = [stage.supervisor(), stage.fork_server() or 0, *(one["pid"] for one in before["specialists"])]
+    before = await stage.everybody()
+    everybody = [stage.supervisor(), stage.fork_server() or 0, *(one["pid"] for one in before.values())]
     random.Random(fault.chance).shuffle(everybody)
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
@@ -166,7 +168,7 @@ async def suspended(stage: Stage, fault: Fault) -> Recovery:
 
 
 async def fork_server_killed(stage: Stage, fault: Fault) -> Recovery:
-    before = await stage.report()
+    before = await stage.everybody()
     began = time.monotonic()
     old = stage.fork_server()
     assert old is not None
@@ -179,8 +181,8 @@ async def fork_server_killed(stage: Stage, fault: Fault) -> Recovery:
 
 async def fork_server_stopped(stage: Stage, fault: Fault) -> Recovery:
     """It answers nobody any more: found by whoever needs it, and replaced."""
-    before = await stage.report()
-    [victim] = [one for one in before["specialists"] if one["name"] in fault.names]
+    before = await stage.everybody()
+    victim = before[fault.names[0]]
     old = stage.fork_server()
     assert old is not None
     with stage.dying(*fault.names):
@@ -194,7 +196,7 @@ async def fork_server_stopped(stage: Stage, fault: Fault) -> Recovery:
 
 
 async def both_killed(stage: Stage, fault: Fault) -> Recovery:
-    before = await stage.report()
+    before = await stage.everybody()
     old = stage.fork_server()
     assert old is not None
     await asyncio.gather(_kill(stage.supervisor()), _kill(old))

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from chaos import sight
-from chaos.load import Ended, health
+from chaos.load import Ended
 from chaos.stage import FORK_SERVER, Stage
 from msgspec import Struct
 
@@ -104,11 +104,11 @@ async def check(stage: Stage) -> None:
 
 async def look(stage: Stage) -> list[str]:
     """What does not hold at this moment."""
-    report = await stage.report()
-    pids = {one["name"]: one["pid"] for one in report["specialists"]}
+    everybody = await stage.everybody()
+    pids = {name: one["pid"] for name, one in everybody.items()}
     complaints = [
-        f"{one['name']} is {one['state']}, wanted {one['wanted']}: {one['last_error']}"
-        for one in report["specialists"]
+        f"{name} is {one['state']}, wanted {one['wanted']}: {one['last_error']}"
+        for name, one in everybody.items()
         if one["state"] != "ready"
     ]
     return complaints or [
@@ -166,7 +166,7 @@ async def _the_right_one_answers(stage: Stage, pids: dict[str, int]) -> list[str
     for name, pid in pids.items():
         try:
             async with asyncio.timeout(stage.settings.hung_after):
-                answered = (await health(stage.ports[name]))["pid"]
+                answered = (await stage.health(name))["pid"]
             if answered != pid:
                 complaints.append(f"{name}: the status says pid {pid}, and {answered} answers")
         except (Ended, TimeoutError) as end:

@@ -1,4 +1,4 @@
-"""Clients: four kinds for every specialist, each asking over and over and writing down what came of it.
+"""Clients: four kinds for every specialist and two for the gateway, each asking over and over and writing down what came of it.
 
 Sockets and JSON only, nothing of ours: what is measured must not be what measures. Whoever connects must be let in; whoever
 is let in must hear something within ANSWER_WITHIN: an answer, an honest error, or the end of the process that had taken it.
@@ -18,15 +18,20 @@ from typing import Any
 
 from msgspec import Struct
 
+GATEWAY = "gateway"
 ANSWER_WITHIN = 15.0  # seconds; the longest way: 2 s until it is looked for, 6 s of silence, a restart, a busy machine
 HONEST = frozenset({"unavailable", "draining"})
 AFTER_REFUSAL = 0.5  # seconds: whoever is told to come again later does
-KINDS = ("one question", "stream", "half-closing", "kept")
+WIRE = ("one question", "stream", "half-closing", "kept")
+HTTP = ("http", "http kept")
+KINDS = (*WIRE, *HTTP)
 PAUSE = {
     "one question": 0.4,
     "stream": 0.1,
     "half-closing": 0.7,
     "kept": 0.5,
+    "http": 0.3,
+    "http kept": 0.5,
 }  # seconds between two questions, on average
 
 
@@ -78,6 +83,12 @@ class Client:
             raise Ended("cut", "the connection ended")
         return line
 
+    async def exactly(self, count: int) -> bytes:
+        try:
+            return await self._arrives(self.reader.readexactly(count))
+        except asyncio.IncompleteReadError:
+            raise Ended("cut", "the connection ended") from None
+
     async def rest(self) -> bytes:
         """Everything up to the end."""
         return await self._arrives(self.reader.read())
@@ -127,6 +138,24 @@ async def health(port: int) -> dict[str, Any]:
         return await client.message()
 
 
+async def http_health(port: int) -> dict[str, Any]:
+    """The same of the gateway, which speaks HTTP."""
+    async with connected(port) as client:
+        return await asked_over_http(client)
+
+
+async def asked_over_http(client: Client) -> dict[str, Any]:
+    await client.say("GET /health HTTP/1.1\r\nHost: localhost\r\n\r")
+    status, length = await client.line(), 0
+    while line := (await client.line()).strip():
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    told: dict[str, Any] = json.loads(await client.exactly(length))
+    if status.split()[1] != b"200":
+        raise Ended(told["code"], told["error"])
+    return told
+
+
 class Load:
     """All clients of a team. `told` hears of every outcome."""
 
@@ -143,11 +172,13 @@ class Load:
             "stream": self._stream,
             "half-closing": self._half_closing,
             "kept": self._kept,
+            "http": self._http,
+            "http kept": self._http_kept,
         }
         async with asyncio.TaskGroup() as group:
             for name, port in self.ports.items():
-                for kind, way in ways.items():
-                    group.create_task(self._over_and_over(name, kind, way, port))
+                for kind in HTTP if name == GATEWAY else WIRE:
+                    group.create_task(self._over_and_over(name, kind, ways[kind], port))
 
     async def _over_and_over(self, name: str, kind: str, way: Callable[[int], Any], port: int) -> None:
         rng = random.Random(f"{name} {kind}")
@@ -214,3 +245,13 @@ class Load:
                 answer = await client.message()
                 assert answer["request_id"] == number, answer
                 await asyncio.sleep(PAUSE["kept"])
+
+    async def _http(self, port: int) -> None:
+        async with connected(port, self._note_wait) as client:
+            assert (await asked_over_http(client))["ai_id"] == GATEWAY
+
+    async def _http_kept(self, port: int) -> None:
+        async with connected(port, self._note_wait) as client:
+            for _ in range(10):
+                assert (await asked_over_http(client))["ai_id"] == GATEWAY
+                await asyncio.sleep(PAUSE["http kept"])

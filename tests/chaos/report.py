@@ -32,7 +32,7 @@ def _conditions(result: Result) -> str:
         f"`{call}`: {done}, {broken} broken promises.",
         "",
         f"- Machine: {machine_said()}.",
-        f"- Team: {said.team} specialists on the builtin backend; their clients run on the same machine.",
+        f"- Team: {said.team} specialists on the builtin backend, and the gateway; their clients run on the same machine.",
         f"- Supervision: {supervision}. Whoever failed is hit again after ten seconds of readiness, which forgive.",
         f"- Supervisors one after the other: {result.lives}; they told {result.changes} changes of state without a hole.",
     ]

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from chaos import disasters, invariants
-from chaos.load import Load
+from chaos.load import GATEWAY, Load
 from chaos.machine import Machine
 from chaos.plan import KINDS, Fault, Round, plan
 from chaos.stage import Stage
@@ -111,9 +111,9 @@ async def _on_stage(top: Path, machine: Machine, result: Result) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
         "CHAOS_CLOCK": os.fspath(machine.clock),
     }
-    team = await asyncio.to_thread(Team.start, top, config, names, env)
+    team = await asyncio.to_thread(Team.start, top, config, names, env | {"CHORUS_GATEWAY": "true"})
     try:
-        result.stage = stage = Stage(team, names, machine, supervision)
+        result.stage = stage = Stage(team, [*names, GATEWAY], machine, supervision)
         load = result.load = Load(stage.ports, stage.judge)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(stage.witness.run()), group.create_task(load.run())]
@@ -188,7 +188,7 @@ async def _round(stage: Stage, result: Result, faults_of_round: Round) -> None:
 
 
 def _said(fault: Fault) -> str:
-    whom = ", ".join(fault.names) if len(fault.names) < 4 else f"{len(fault.names)} specialists"
+    whom = ", ".join(fault.names) if len(fault.names) < 4 else f"{len(fault.names)} of them"
     return f"{fault.kind} ({whom})"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos import sight
-from chaos.load import HONEST, Ended, Outcome, health
+from chaos.load import GATEWAY, HONEST, Ended, Outcome, health, http_health
 from chaos.machine import Machine
 from chaos.orders.sitecustomize import ORDER
 from chaos.witness import Witness, ask_supervisor
@@ -62,7 +62,7 @@ class Before(Struct, frozen=True):
 
 
 class Stage:
-    """One team, up, with its clients and its witness."""
+    """One team, up, with its clients and its witness. `names` are whom faults hit: specialists, and the gateway."""
 
     def __init__(self, team: Team, names: list[str], machine: Machine, settings: Supervision) -> None:
         self.team = team
@@ -71,7 +71,7 @@ class Stage:
         self.settings = settings
         self.state = team.home / ".local/state/chorus"
         self.orders = Path(team.env["CHAOS_ORDERS"])
-        self.ports = {name: team.port(name) for name in names}
+        self.ports = {name: team.gateway_port if name == GATEWAY else team.port(name) for name in names}
         self.titles = {name: title(name, port) for name, port in self.ports.items()}
         self.breaches: list[Breach] = []
         self.during = "the start"
@@ -140,10 +140,19 @@ class Stage:
                 except OSError:
                     await asyncio.sleep(LOOK_EVERY)
 
+    async def everybody(self) -> dict[str, dict[str, Any]]:
+        """What the supervisor says of each of them, by name."""
+        report = await self.report()
+        known = {GATEWAY: report[GATEWAY], **{one["name"]: one for one in report["specialists"]}}
+        return {name: known[name] for name in self.names}
+
     async def status(self, name: str) -> dict[str, Any]:
-        """What the supervisor says of one specialist."""
-        [found] = [one for one in (await self.report())["specialists"] if one["name"] == name]
-        return dict(found)
+        """What the supervisor says of one of them."""
+        return (await self.everybody())[name]
+
+    async def health(self, name: str) -> dict[str, Any]:
+        """What whoever accepts in its place says of itself; raises Ended."""
+        return await (http_health if name == GATEWAY else health)(self.ports[name])
 
     async def before(self, name: str) -> Before:
         """A specialist, before something is done to it."""
@@ -189,7 +198,7 @@ class Stage:
         while True:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    if (await health(self.ports[name]))["pid"] != old:
+                    if (await self.health(name))["pid"] != old:
                         return time.monotonic() - began
             except Ended as end:
                 if end.what == "refused":
