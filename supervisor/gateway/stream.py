@@ -202,8 +202,8 @@ class Stream:
         begin = self._epochs.get(cursor.epoch)
         if begin is None:
             return None
-        later = [first for first in self._epochs.values() if first > begin]
-        # Beyond the end of its epoch is whoever had read what a full disk did not take before a restart.
+        later = list(self._epochs.values())[list(self._epochs).index(cursor.epoch) + 1 :]
+        # Beyond the end of its epoch is whoever had read what a full disk did not take before a restart: all of it, perhaps.
         return min(max(cursor.seq + 1, begin), self.count, *later)
 
     def read(self, since: int) -> list[bytes]:
