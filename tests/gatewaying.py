@@ -185,8 +185,8 @@ def config_in(folder: Path, roster: list[Colleague], **settings: Any) -> Gateway
     """The configuration of a gateway; what is given goes into its settings."""
     return GatewayConfig(
         places=[(settings.get("host", "127.0.0.1"), 8003)],
+        limits=Limits(connections=settings.pop("connections", Limits().connections)),
         settings=Gateway(**settings),
-        limits=Limits(),
         roster=roster,
         grace=1.0,
         retention_days=1.0,

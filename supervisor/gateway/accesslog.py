@@ -55,8 +55,11 @@ def plainly(record: logging.LogRecord) -> bool:
     What is no HTTP is a line. A caller who has left is none.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        what = str(error.message).splitlines()[0].partition(":")[0] if error.message else "it is no HTTP"
+    if isinstance(
+        error, HttpProcessingError | UnicodeEncodeError
+    ):  # the other at an Expect that is no text, before all of us
+        said = str(getattr(error, "message", "")) or "it is no HTTP"
+        what = said.splitlines()[0].partition(":")[0]
         record.levelno, record.levelname = logging.INFO, "INFO"
         record.msg, record.args, record.exc_info = "refused a request that cannot be read: %s", (what,), None
     return not isinstance(error, ConnectionError)

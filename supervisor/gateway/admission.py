@@ -70,23 +70,19 @@ class Admission:
 
     def caller(self, request: web.Request) -> Caller:
         """Who asks. Raises Unauthorized, and BadHttp for more than one key."""
-        sight = request[SIGHT]
-        is_home = not self._wants_keys and sight.is_local and self._is_of_us(request)
         given = only(request, "X-API-Key") or _bearer(request)
-        if given is not None:
-            key = self.key(given)
-            if key is None and not (is_home and self._is_ignored(given)):
-                raise Unauthorized(UNKNOWN)
-        elif sight.is_ours and (cookie := request.cookies.get(self._cookies.name(secure=sight.is_secure))):
-            key = self._cookies.key_of(cookie, self._keys)
+        if given is None:
+            key = self._of_cookie(request)
         else:
-            key = None
-        if key is None:
-            if is_home:
-                return AT_HOME
-            raise Unauthorized(f"a key is needed, as X-API-Key or as Authorization: Bearer; {MAKE_ONE}")
-        self._uses.note(key.id)
-        return Caller(key.id, key.scope)
+            key = self.key(given)
+            if key is None and not (self._is_ignored(given) and self._is_home(request)):
+                raise Unauthorized(UNKNOWN)
+        if key is not None:
+            self._uses.note(key.id)
+            return Caller(key.id, key.scope)
+        if self._is_home(request):
+            return AT_HOME
+        raise Unauthorized(f"a key is needed, as X-API-Key or as Authorization: Bearer; {MAKE_ONE}")
 
     def key(self, text: str) -> Key | None:
         """The key of this text. Raises Unavailable where the keys cannot be read."""
@@ -96,23 +92,48 @@ class Admission:
         """Whether it is what a client sends that must send something; one that was ours once is not."""
         return not given.startswith(PREFIX) and not self._keys.exist
 
+    def _is_home(self, request: web.Request) -> bool:
+        return not self._wants_keys and request[SIGHT].is_local and self._is_of_us(request)
+
+    def _of_cookie(self, request: web.Request) -> Key | None:
+        """The key that our own page has a cookie for.
+
+        A browser sends it to every port of this host: whatever another user serves there has seen it, and may not use it.
+        """
+        sight = request[SIGHT]
+        cookie = request.cookies.get(self._cookies.name(secure=sight.is_secure)) if sight.is_ours else None
+        if not cookie or not (self._settings.behind_proxy or not _is_near(request) or self._is_of_us(request)):
+            return None
+        return self._cookies.key_of(cookie, self._keys)
+
     def _is_of_us(self, request: web.Request) -> bool:
         """Whether a process of our own user, of root, or of a user who may, is at the other end."""
-        transport = request.transport
-        ours = transport.get_extra_info("sockname") if transport is not None else None
-        theirs = transport.get_extra_info("peername") if transport is not None else None
-        if not ours or not theirs:
-            raise ConnectionResetError("the caller left before its request was looked at")
+        theirs, ours = _ends(request)
         if not _is_loopback(theirs[0]):
             return False
         family = socket.AF_INET6 if ":" in theirs[0] else socket.AF_INET
-        match peer.ask(family, theirs[:2], ours[:2]):
+        match peer.ask(family, theirs, ours):
             case peer.Owner(uid=uid):
                 return uid in self._users
             case peer.Gone():
                 raise ConnectionResetError("the caller left before its request was looked at")
             case _:
                 return True  # this system does not say
+
+
+def _is_near(request: web.Request) -> bool:
+    """Whether the caller is on this machine."""
+    return _is_loopback(_ends(request)[0][0])
+
+
+def _ends(request: web.Request) -> tuple[peer.Address, peer.Address]:
+    """The caller's end of the connection, and ours."""
+    transport = request.transport
+    theirs = transport.get_extra_info("peername") if transport is not None else None
+    ours = transport.get_extra_info("sockname") if transport is not None else None
+    if not theirs or not ours:
+        raise ConnectionResetError("the caller left before its request was looked at")
+    return theirs[:2], ours[:2]
 
 
 def admitting(admission: Admission, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:

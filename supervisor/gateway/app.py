@@ -1,6 +1,7 @@
 """The web application: the routes, and what stands before every one of them.
 
 counted       figures; and a drain waits for what is under way
+kept          a connection with a request under way makes no room for others
 logged        a line in the log, for what the others refuse, too
 problems      every failure is answered
 guarded       the names that are ours, the pages that may ask
@@ -45,6 +46,7 @@ def build(house: House) -> web.Application:
     app = web.Application(
         middlewares=[
             house.requests.counted,
+            house.connections.kept,
             logged,
             problems(FORMS),
             guarded(house.guard),

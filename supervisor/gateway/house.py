@@ -18,6 +18,7 @@ import anyio.abc
 from protocol.settings import GatewayConfig
 from supervisor.gateway import chat, cookie, keys, logs, openai_telling, specialists, teamevents, uses
 from supervisor.gateway.admission import Admission
+from supervisor.gateway.connections import Connections
 from supervisor.gateway.cookie import Cookies
 from supervisor.gateway.follow import Beat
 from supervisor.gateway.guard import Guard
@@ -50,6 +51,7 @@ class House:
         self.uses = Uses(state / uses.FILE)
         self.admission = Admission(config, self.keys, self.cookies, self.uses)
         self.limits = Limits(config.settings)
+        self.connections = Connections(config.limits.connections)
         self.rulebook = Rulebook(state)
         self.router = Router(self.team, self.rulebook)
         self.happenings = Happenings(state, self._picture)

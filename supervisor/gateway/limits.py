@@ -1,4 +1,4 @@
-"""How much one caller may ask for: so many requests in a minute, so many under way at a time, so long a body, in so much time.
+"""How much one caller may ask for: so many requests in a minute, so many under way at a time.
 
 A caller is a key, or without one the address that it comes from. What is open to everybody is not counted: a probe that looks
 every second must not be refused because others are busy.
@@ -15,12 +15,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from protocol.settings import Gateway
+from supervisor.gateway.bodies import Bodies
 from supervisor.gateway.operation import OWNER, Scope
-from supervisor.gateway.problem import Encoded, TooLarge, TooMany, TooSlow
+from supervisor.gateway.problem import TooMany
 
 CALLERS = 4096  # whose rate is known at a time; the one that has not asked for longest is forgotten first
-BODY_WITHIN = 60.0  # seconds
-ALL_BODIES = 67_108_864  # bytes of bodies that are being read at a time
+SENT_WITHIN = 60.0  # seconds for a whole answer; a stream has a rule of its own
 
 
 class Rates:
@@ -67,49 +67,6 @@ class UnderWay:
                 del self._of[key_id]
 
 
-class Bodies:
-    """Reads requests' bodies, all of them together within bounds."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
-        self._held = 0
-
-    @property
-    def held(self) -> int:
-        """Bytes of bodies that are being read at this moment."""
-        return self._held
-
-    async def read(self, request: web.Request) -> bytes:
-        """The body. Raises TooLarge, TooSlow, TooMany, and Encoded for one that is compressed.
-
-        A compressed one would be small on the way and large here, which is of no use to anybody honest on loopback.
-        """
-        if "Content-Encoding" in request.headers:
-            raise Encoded("the body is compressed: send it as it is, without Content-Encoding")
-        if (request.content_length or 0) > self._most:
-            raise self._too_large()
-        parts: list[bytes] = []
-        size = 0
-        try:
-            with anyio.fail_after(BODY_WITHIN):
-                async for part in request.content.iter_any():
-                    size += len(part)
-                    self._held += len(part)
-                    if size > self._most:
-                        raise self._too_large()
-                    if self._held > ALL_BODIES:
-                        raise TooMany("too many large requests are being read: try again", retry_after=1.0)
-                    parts.append(part)
-        except TimeoutError:
-            raise TooSlow(f"the body did not arrive within {BODY_WITHIN:g} s") from None
-        finally:
-            self._held -= size
-        return b"".join(parts)
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than {self._most} bytes: send less, or raise gateway.max_body_bytes")
-
-
 class Limits:
     """All of them, in one place for the house. Of the counts there is one writer, this module."""
 
@@ -120,7 +77,7 @@ class Limits:
 
 
 def limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
-    """The limits before every route that is not open, for as long as its response lasts."""
+    """The limits before every route that is not open, until the response has been sent."""
 
     @web.middleware
     async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -131,6 +88,19 @@ def limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middl
         if wait:
             raise TooMany("too many requests in a minute: wait, or raise gateway.requests_per_minute", retry_after=wait)
         with limits.under_way.one_more(owner):
-            return await handler(request)
+            response = await handler(request)
+            await _send(request, response)
+            return response
 
     return limit
+
+
+async def _send(request: web.Request, response: web.StreamResponse) -> None:
+    """Sends a whole answer, or what is left of it: the library would wait for ever for whoever does not read."""
+    with anyio.move_on_after(SENT_WITHIN) as patience:
+        await response.prepare(request)
+        await response.write_eof()
+    if patience.cancelled_caught:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the caller did not take the answer")

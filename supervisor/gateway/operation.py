@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from protocol.codec import explain, parse_json
 from protocol.errors import BadRequest
+from supervisor.gateway.bodies import UNKNOWN_BODY
 from supervisor.gateway.frames import json_line
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.streams import Work
@@ -23,6 +24,7 @@ from supervisor.gateway.vocabulary import Event
 if TYPE_CHECKING:
     from supervisor.gateway.house import House
 
+RETRY_KEY = 255  # characters
 RESUME_GRACE = 10.0  # seconds that an answer goes on without its reader who can come back: EventSource does after three
 
 REQUIRED = {"required": True}  # `extra` of a parameter that is to be given, except where a stream is resumed
@@ -64,8 +66,11 @@ class Call(Generic[B]):
 
     @property
     def retry_key(self) -> str:
-        """What names a request that may be repeated without being done twice."""
-        return self.request.headers.get("Idempotency-Key", "")
+        """What names a request that may be repeated without being done twice. Raises BadRequest."""
+        key = self.request.headers.get("Idempotency-Key", "")
+        if len(key) > RETRY_KEY or not key.isprintable():
+            raise BadRequest(f"Idempotency-Key: expected at most {RETRY_KEY} printable characters")
+        return key
 
     async def begun(self, kind: str, work: Work, *, is_kept: bool = True, is_endless: bool = False) -> Stream:
         """The stream of this request's work: begun now, or before by the same request with the same retry key."""
@@ -140,11 +145,12 @@ def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitab
     """The operation as a route of aiohttp's."""
     shape = Any if operation.is_checked_by_run else operation.body
     read_body = decoder(shape) if operation.body is not None else None
+    most = UNKNOWN_BODY if operation.scope == "open" else None
 
     async def answer(request: web.Request) -> web.StreamResponse:
         query = read_query(request, operation.query) if operation.query is not None else None
         # Whatever the content type says: curl -d sends a form's.
-        asked = await house.limits.bodies.read(request) if read_body is not None else b""
+        asked = await house.limits.bodies.read(request, most) if read_body is not None else b""
         body = parse_json(read_body, asked) if read_body is not None else None
         answered = await operation.run(Call(request, house, body, query, asked))
         return answered if isinstance(answered, web.StreamResponse) else as_json(answered)

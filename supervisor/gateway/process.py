@@ -26,6 +26,7 @@ from aiohttp import web
 
 from protocol.settings import BACKLOG, Gateway, GatewayConfig
 from supervisor.gateway.app import build
+from supervisor.gateway.follow import GONE_AFTER
 from supervisor.gateway.house import House
 from supervisor.gateway.tls import HANDSHAKE_WITHIN, BadCertificate, Certificate
 
@@ -114,6 +115,7 @@ class Door:
     """Where requests come in. The listeners are others' too: a successor accepts on them before we have closed ours."""
 
     def __init__(self, house: House, listeners: list[socket.socket], tls: ssl.SSLContext | None) -> None:
+        self._connections = house.connections
         self._listeners = listeners
         self._tls = tls
         self._accepted = -math.inf  # when somebody was, last
@@ -124,6 +126,8 @@ class Door:
         """Accepts from here on."""
         await self._runner.setup()
         for listener in self._listeners:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by what is accepted
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_AFTER)
             # Not a SockSite, which does not tell when it has accepted somebody.
             server = await asyncio.get_running_loop().create_server(
                 self._welcome,
@@ -149,7 +153,7 @@ class Door:
     def _welcome(self) -> asyncio.BaseProtocol:
         self._accepted = anyio.current_time()
         assert self._runner.server is not None
-        return self._runner.server()
+        return self._connections.welcome(self._runner.server)
 
 
 def _certificate(settings: Gateway) -> Certificate | None:

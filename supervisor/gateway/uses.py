@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import anyio
@@ -49,7 +48,7 @@ class Uses:
         finally:
             self.write()
 
-    def write(self, known: Iterable[str] | None = None) -> None:
+    def write(self) -> None:
         """Writes what is new. A folder that cannot be written costs the times, nothing else."""
         if not self._seen:
             return

@@ -112,3 +112,13 @@ async def test_what_is_no_http_is_one_line_without_a_traceback(
     assert {one.levelno for one in told} == {logging.INFO}
     assert not any(one.exc_info for one in told)
     assert "aaaa" not in caplog.text
+
+
+async def test_an_expectation_that_is_no_text_is_a_line_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The library stumbles over it before anything of ours is asked."""
+    async with gateway(tmp_path, apollo=EchoBackend()) as served:
+        with anyio.fail_after(5):
+            assert (await served.raw("GET /health HTTP/1.1", "Host: 127.0.0.1", b"Expect: \xff")).status >= 400
+    [told] = [one for one in caplog.records if one.name == "chorus.gateway.http"]
+    assert told.levelno == logging.INFO
+    assert not told.exc_info

@@ -96,27 +96,43 @@ async def test_a_name_that_is_not_of_loopback_is_not_home(tmp_path: Path) -> Non
             assert await status(served, key=text, Host="chat.example") == 200
 
 
+async def asked_as_nobody(served: ServedGateway, *headers: str) -> int:
+    """The status of a question that another user of this machine asks."""
+
+    def ask() -> int:
+        code = (
+            "import encodings.idna, os, socket, sys; os.setuid(65534)\n"  # then no more imports: it may read nothing
+            "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+            "link.sendall('\\r\\n'.join(sys.argv[2:]).encode())\n"
+            "print(link.recv(100).split()[1].decode())"
+        )
+        head = [f"GET {CHAT}/stream?message=hi HTTP/1.1", f"Host: 127.0.0.1:{served.port}", *headers, "", ""]
+        words = [sys.executable, "-c", code, str(served.port), *head]
+        return int(subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout)
+
+    return await anyio.to_thread.run_sync(ask)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
 async def test_another_user_of_this_machine_needs_a_key(tmp_path: Path) -> None:
     backend = EchoBackend()
     async with gateway(tmp_path, apollo=backend) as served:
-
-        def ask(*headers: str) -> int:
-            code = (
-                "import encodings.idna, os, socket, sys; os.setuid(65534)\n"  # then no more imports: it may read nothing
-                "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
-                "link.sendall('\\r\\n'.join(sys.argv[2:]).encode())\n"
-                "print(link.recv(100).split()[1].decode())"
-            )
-            head = [f"GET {CHAT}/stream?message=hi HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]
-            words = [sys.executable, "-c", code, str(served.port), *head]
-            return int(subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout)
-
         with anyio.fail_after(30):
-            assert await anyio.to_thread.run_sync(ask) == 401
+            assert await asked_as_nobody(served) == 401
             assert backend.prompts == []
             _, text = served.key()
-            assert await anyio.to_thread.run_sync(ask, f"X-API-Key: {text}") == 200
+            assert await asked_as_nobody(served, f"X-API-Key: {text}") == 200
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
+async def test_a_cookie_that_another_user_of_this_machine_has_seen_is_of_no_use_to_him(tmp_path: Path) -> None:
+    """A browser shows it to every server on this machine."""
+    async with gateway(tmp_path, {"require_key": True}, apollo=EchoBackend()) as served:
+        _, text = served.key()
+        with anyio.fail_after(30):
+            page = {"Cookie": await entered(served, text), "Origin": served.url}
+            assert await status(served, **page) == 200
+            assert await asked_as_nobody(served, *(f"{name}: {value}" for name, value in page.items())) == 401
 
 
 async def test_a_key_may_be_asked_of_everybody(tmp_path: Path) -> None:

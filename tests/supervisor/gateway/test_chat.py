@@ -160,3 +160,16 @@ async def test_a_question_is_not_for_a_stranger_who_has_the_port(tmp_path: Path)
     assert status == 503
     assert told["error"] == "apollo does not answer: port 45012 is held by pid 7; kill 7"
     assert backend.prompts == []
+
+
+@pytest.mark.parametrize("key", [b"\xff\xfe", b"\xed\xa0\x80", b"a\tb", b"x" * 256])
+async def test_a_retry_key_that_cannot_be_kept_is_refused(tmp_path: Path, key: bytes) -> None:
+    async with gateway(tmp_path, apollo=EchoBackend()) as served:
+        with anyio.fail_after(5):
+            for path in ("/api/chat/apollo", "/api/chat/apollo/stream"):
+                body = b'{"message": "hi"}'
+                length = f"Content-Length: {len(body)}"
+                head = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", b"Idempotency-Key: " + key, length)
+                told = await served.raw(*head, body=body)
+                assert told.status == 422
+                assert b"Idempotency-Key: expected" in told.body

@@ -17,7 +17,7 @@ from scripted import EchoBackend, ScriptedBackend
 from serving import until
 
 from supervisor.fleet import descriptors
-from supervisor.gateway import app, limits
+from supervisor.gateway import app, bodies
 from supervisor.gateway.limits import CALLERS, Rates, UnderWay
 from supervisor.gateway.problem import TooMany
 
@@ -163,6 +163,14 @@ async def test_a_body_has_a_size_whether_or_not_it_is_announced(tmp_path: Path) 
     assert len(backend.prompts) == 1
 
 
+async def test_whoever_may_be_anybody_has_a_small_body(tmp_path: Path) -> None:
+    async with gateway(tmp_path, apollo=EchoBackend()) as served:
+        with anyio.fail_after(5):
+            status, _, _ = await served.request("POST", "/api/session", json={"key": "x" * 5000})
+            assert status == 413
+            assert (await served.request("POST", "/api/session", json={"key": "x" * 500}))[0] == 401
+
+
 async def test_a_compressed_body_is_not_unpacked(tmp_path: Path) -> None:
     async with gateway(tmp_path, apollo=EchoBackend()) as served:
         with anyio.fail_after(5):
@@ -174,7 +182,7 @@ async def test_a_compressed_body_is_not_unpacked(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_WITHIN", 0.05)
+    monkeypatch.setattr(bodies, "BODY_WITHIN", 0.05)
     async with gateway(tmp_path, apollo=EchoBackend()) as served:
         with anyio.fail_after(5):
             _, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -185,19 +193,19 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monke
 
 
 async def test_all_bodies_together_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ALL_BODIES", 10_000)
+    monkeypatch.setattr(bodies, "ALL_BODIES", 10_000)
     async with gateway(tmp_path, apollo=EchoBackend()) as served:
-        bodies = served.house.limits.bodies
+        reading = served.house.limits.bodies
         with anyio.fail_after(5):
             _, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(
                 f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 20000\r\n\r\n".encode() + b"x" * 8000
             )
-            await until(lambda: bodies.held == 8000)
+            await until(lambda: reading.held == 8000)
             status, _, response = await served.request("POST", CHAT, data=b"x" * 4000)
             assert (status, response.headers["Retry-After"]) == (429, "1")
             writer.close()
-            await until(lambda: bodies.held == 0)
+            await until(lambda: reading.held == 0)
             assert (await asked(served))[0] == 200
 
 

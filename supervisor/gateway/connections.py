@@ -1,0 +1,47 @@
+"""How many connections there may be: whoever comes when there are too many takes the place of the eldest that only rests.
+
+So somebody who opens connections and says nothing keeps nobody out. Those with a request under way stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import RequestHandler
+
+
+class Connections:
+    """Those of one server."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._busy: set[RequestHandler] = set()
+
+    @web.middleware
+    async def kept(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A connection is none that rests while it has a request under way."""
+        self._busy.add(request.protocol)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(request.protocol)
+
+    def welcome(self, server: web.Server) -> asyncio.BaseProtocol:
+        """What is to be done with somebody who has just come."""
+        there = [one for one in server.connections if one.transport is not None and not one.transport.is_closing()]
+        if len(there) >= self._most:
+            eldest = next((one for one in there if one not in self._busy), None)
+            if eldest is None or eldest.transport is None:
+                return _TurnedAway()
+            eldest.transport.abort()
+        return server()
+
+
+class _TurnedAway(asyncio.Protocol):
+    """Nothing is said: a word would wait for a client that may not read, and there are too many already."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
