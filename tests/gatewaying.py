@@ -182,15 +182,16 @@ class ServedGateway:
 
 
 def config_in(folder: Path, roster: list[Colleague], **settings: Any) -> GatewayConfig:
-    """The configuration of a gateway; what is given goes into its settings."""
+    """The configuration of a gateway; what is given goes into its settings, `connections` and `allowed_uids` beside them."""
+    connections, allowed_uids = settings.pop("connections", 4096), settings.pop("allowed_uids", [])
     return GatewayConfig(
         places=[(settings.get("host", "127.0.0.1"), 8003)],
-        limits=Limits(connections=settings.pop("connections", Limits().connections)),
+        limits=Limits(connections=connections),
         settings=Gateway(**settings),
         roster=roster,
         grace=1.0,
         retention_days=1.0,
-        allowed_uids=[],
+        allowed_uids=allowed_uids,
         socket=str(folder / "no-supervisor.sock"),
         data_dir=str(folder),
         state_dir=str(folder),

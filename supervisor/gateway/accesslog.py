@@ -41,9 +41,8 @@ async def logged(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def shown(request: web.Request) -> str:
     """The path of a request as it may be written down."""
-    path = request.rel_url.raw_path
+    path = _HARMFUL.sub(lambda found: f"\\x{ord(found[0]):02x}", request.rel_url.raw_path)
     path = LOOKS_SECRET.sub(r"chorus_\1_…", path)
-    path = _HARMFUL.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] != "…" else "…", path)
     if len(path) > LONGEST:
         path = f"{path[:LONGEST]}…"
     return f"{path}?…" if request.query_string else path
@@ -55,9 +54,8 @@ def plainly(record: logging.LogRecord) -> bool:
     What is no HTTP is a line. A caller who has left is none.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(
-        error, HttpProcessingError | UnicodeEncodeError
-    ):  # the other at an Expect that is no text, before all of us
+    # UnicodeEncodeError: the library answers an Expect that is no text before any of us, and stumbles.
+    if isinstance(error, HttpProcessingError | UnicodeEncodeError):
         said = str(getattr(error, "message", "")) or "it is no HTTP"
         what = said.splitlines()[0].partition(":")[0]
         record.levelno, record.levelname = logging.INFO, "INFO"

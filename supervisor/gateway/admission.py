@@ -1,8 +1,9 @@
 """Who asks, and whether that is enough: a key, a cookie that stands for one, or being at home.
 
 At home is a program of the team's own user on the gateway's own machine, that asks by a name of loopback: it needs no key.
-Everybody else does: other users, other machines, other names (a proxy or a tunnel is behind those), and whoever comes where
-the configuration wants a key of everybody. Routes are closed unless their operation says that they are open.
+Users whom the configuration allows to talk to the specialists are as guests there. Everybody else needs a key: other users,
+other machines, other names (a proxy or a tunnel is behind those), and whoever comes where the configuration wants a key of
+everybody. Routes are closed unless their operation says that they are open.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Caller(Struct, frozen=True):
 
 
 AT_HOME = Caller("", "admin")
+GUEST = Caller("", "chat")
 
 
 class Admission:
@@ -51,7 +53,7 @@ class Admission:
         self._keys = keys
         self._cookies = cookies
         self._uses = uses
-        self._users = {os.getuid(), ROOT, *config.allowed_uids}
+        self._callers = {**dict.fromkeys(config.allowed_uids, GUEST), os.getuid(): AT_HOME, ROOT: AT_HOME}
         self._is_exposed = not all(_is_loopback(address) for address, _ in config.places)
         self._wants_keys = self._is_exposed or config.settings.behind_proxy or config.settings.require_key
 
@@ -75,13 +77,13 @@ class Admission:
             key = self._of_cookie(request)
         else:
             key = self.key(given)
-            if key is None and not (self._is_ignored(given) and self._is_home(request)):
+            if key is None and not (self._is_ignored(given) and self._at_home(request)):
                 raise Unauthorized(UNKNOWN)
         if key is not None:
             self._uses.note(key.id)
             return Caller(key.id, key.scope)
-        if self._is_home(request):
-            return AT_HOME
+        if (caller := self._at_home(request)) is not None:
+            return caller
         raise Unauthorized(f"a key is needed, as X-API-Key or as Authorization: Bearer; {MAKE_ONE}")
 
     def key(self, text: str) -> Key | None:
@@ -92,8 +94,8 @@ class Admission:
         """Whether it is what a client sends that must send something; one that was ours once is not."""
         return not given.startswith(PREFIX) and not self._keys.exist
 
-    def _is_home(self, request: web.Request) -> bool:
-        return not self._wants_keys and request[SIGHT].is_local and self._is_of_us(request)
+    def _at_home(self, request: web.Request) -> Caller | None:
+        return self._neighbour(request) if not self._wants_keys and request[SIGHT].is_local else None
 
     def _of_cookie(self, request: web.Request) -> Key | None:
         """The key that our own page has a cookie for.
@@ -102,23 +104,23 @@ class Admission:
         """
         sight = request[SIGHT]
         cookie = request.cookies.get(self._cookies.name(secure=sight.is_secure)) if sight.is_ours else None
-        if not cookie or not (self._settings.behind_proxy or not _is_near(request) or self._is_of_us(request)):
+        if not cookie or not (self._settings.behind_proxy or not _is_near(request) or self._neighbour(request)):
             return None
         return self._cookies.key_of(cookie, self._keys)
 
-    def _is_of_us(self, request: web.Request) -> bool:
-        """Whether a process of our own user, of root, or of a user who may, is at the other end."""
+    def _neighbour(self, request: web.Request) -> Caller | None:
+        """Who it is by the user whose process asks from this machine; None for other machines and other users."""
         theirs, ours = _ends(request)
         if not _is_loopback(theirs[0]):
-            return False
+            return None
         family = socket.AF_INET6 if ":" in theirs[0] else socket.AF_INET
         match peer.ask(family, theirs, ours):
             case peer.Owner(uid=uid):
-                return uid in self._users
+                return self._callers.get(uid)
             case peer.Gone():
                 raise ConnectionResetError("the caller left before its request was looked at")
             case _:
-                return True  # this system does not say
+                return AT_HOME  # this system does not say
 
 
 def _is_near(request: web.Request) -> bool:
@@ -149,7 +151,8 @@ def admitting(admission: Admission, scopes: Mapping[web.AbstractRoute, Scope]) -
             caller = admission.caller(request)
             request[OWNER] = caller.id
             if scope == "admin" and caller.scope != "admin":
-                raise Forbidden(f"key {caller.id} is good for chat, and this needs one with scope admin")
+                who = f"key {caller.id}" if caller.id else "this user"
+                raise Forbidden(f"{who} may chat, and this is for admins: chorus key create --scope admin")
         return await handler(request)
 
     return admit

@@ -96,8 +96,8 @@ async def test_a_name_that_is_not_of_loopback_is_not_home(tmp_path: Path) -> Non
             assert await status(served, key=text, Host="chat.example") == 200
 
 
-async def asked_as_nobody(served: ServedGateway, *headers: str) -> int:
-    """The status of a question that another user of this machine asks."""
+async def asked_as_nobody(served: ServedGateway, *headers: str, line: str = f"GET {CHAT}/stream?message=hi") -> int:
+    """The status of a request by another user of this machine."""
 
     def ask() -> int:
         code = (
@@ -106,7 +106,7 @@ async def asked_as_nobody(served: ServedGateway, *headers: str) -> int:
             "link.sendall('\\r\\n'.join(sys.argv[2:]).encode())\n"
             "print(link.recv(100).split()[1].decode())"
         )
-        head = [f"GET {CHAT}/stream?message=hi HTTP/1.1", f"Host: 127.0.0.1:{served.port}", *headers, "", ""]
+        head = [f"{line} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", *headers, "", ""]
         words = [sys.executable, "-c", code, str(served.port), *head]
         return int(subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout)
 
@@ -122,6 +122,18 @@ async def test_another_user_of_this_machine_needs_a_key(tmp_path: Path) -> None:
             assert backend.prompts == []
             _, text = served.key()
             assert await asked_as_nobody(served, f"X-API-Key: {text}") == 200
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
+async def test_a_user_who_may_talk_to_the_team_may_chat_and_not_more(tmp_path: Path) -> None:
+    """Over the wire such a user controls nothing, so neither here."""
+    async with gateway(tmp_path, {"allowed_uids": [65534]}, apollo=EchoBackend()) as served:
+        with anyio.fail_after(30):
+            assert await asked_as_nobody(served) == 200
+            assert await asked_as_nobody(served, "X-API-Key: sk-whatever") == 200
+            assert await asked_as_nobody(served, line=f"POST {ADMIN.path}") == 403
+            _, text = served.key("admin")
+            assert await asked_as_nobody(served, f"X-API-Key: {text}", line=f"POST {ADMIN.path}") == 200
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
