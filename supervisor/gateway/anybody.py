@@ -51,12 +51,7 @@ async def ask(call: Call[ChatBody]) -> Answer:
     work = _answering(house, question_of(call.body))
     if call.body.stream:
         return await serve(call, await call.begun(KIND, work), grace=call.grace)
-    stream = await call.begun(KIND, work, is_kept=False)
-    reader = stream.reader(grace=call.grace)
-    try:
-        return whole(await house.streams.outcome(stream, reader))
-    finally:
-        reader.close()
+    return whole(await call.outcome(KIND, work))
 
 
 def _answering(house: House, question: Chat) -> Work:

@@ -65,16 +65,12 @@ class ChatBody(Struct, frozen=True):
     resume: bool = False
 
 
-# What a question must have besides the types of its fields.
+# What a question must have besides the types of its fields, as a description says it.
 _TEXT = {"type": "string", "pattern": r"\S"}
-Question = Annotated[
-    ChatBody,
-    Meta(
-        extra_json_schema={
-            "anyOf": [{"required": [name], "properties": {name: _TEXT}} for name in ("message", "content")]
-        }
-    ),
-]
+WITH_TEXT = Meta(
+    extra_json_schema={"anyOf": [{"required": [name], "properties": {name: _TEXT}} for name in ("message", "content")]}
+)
+Question = Annotated[ChatBody, WITH_TEXT]
 
 
 class ChatQuery(Struct, frozen=True):
@@ -163,13 +159,13 @@ class ErrorEvent(Struct, frozen=True):
 
 
 EVENTS = {
-    "token": TokenEvent,
-    "thinking": ThinkingEvent,
-    "status": StatusEvent,
-    "complete": CompleteEvent,
-    "error": ErrorEvent,
-    "done": None,
-    "stream_reset": ResetEvent,
+    "token": (TokenEvent,),
+    "thinking": (ThinkingEvent,),
+    "status": (StatusEvent,),
+    "complete": (CompleteEvent,),
+    "error": (ErrorEvent,),
+    "done": ("",),
+    "stream_reset": (ResetEvent,),
 }
 
 # -- routes -------------------------------------------------------------------------------------------------------------------

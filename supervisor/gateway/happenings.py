@@ -45,7 +45,7 @@ class TeamReset(Struct, frozen=True, tag_field="type", tag="stream_reset"):
     snapshot: SnapshotEvent
 
 
-EVENTS = {"snapshot": SnapshotEvent, "transition": Transition, "stream_reset": TeamReset}
+EVENTS = {"snapshot": (SnapshotEvent,), "transition": (Transition,), "stream_reset": (TeamReset,)}
 
 
 class Happenings:

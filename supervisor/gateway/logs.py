@@ -62,7 +62,7 @@ class LogError(Struct, frozen=True, tag_field="type", tag="error"):
     code: str
 
 
-EVENTS = {"log": Told, "stream_reset": LogReset, "error": LogError}
+EVENTS = {"log": (Told,), "stream_reset": (LogReset,), "error": (LogError,)}
 
 
 async def read(call: Call[None]) -> Answer:

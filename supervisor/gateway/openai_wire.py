@@ -254,6 +254,9 @@ class ErrorAnswer(Struct, frozen=True):
     error: ErrorBody
 
 
+EVENTS = {"": (Chunk, ErrorAnswer, "[DONE]")}
+
+
 def as_error(failure: Failure) -> web.Response:
     """A failure in this protocol's form, as its clients sort it: what is wrong with a request is a 400 to them."""
     status = 400 if failure.status == 422 else failure.status

@@ -106,8 +106,9 @@ class Operation(Struct, frozen=True, kw_only=True):
     """One route.
 
     `answer` is the type of a 200's body; `failures` are the statuses that it may fail with besides those of every route.
-    `answers` says whether that body is JSON, server-sent events or text, and `also` what else it may be; `events` has the data
-    of each event by its name, None where there is none. With `is_checked_by_run` the body is only parsed, and `run` itself says
+    `answers` says whether that body is JSON, server-sent events or text, and `also` what else it may be; `events` has
+    by the name of each event what its data may be: types, and texts that stand for themselves. `trouble` is the form of an
+    error where it is another one than a problem. With `is_checked_by_run` the body is only parsed, and `run` itself says
     all that is wrong with it. `takes_retry_key` and `has_stream_id` are about headers. `is_hidden` keeps an alias out of the
     description.
     """
@@ -122,7 +123,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer: Any = None
     answers: Kind = "json"
     also: tuple[Kind, ...] = ()
-    events: Mapping[str, Any] = MappingProxyType({})
+    events: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+    trouble: Any = None
     failures: tuple[int, ...] = ()
     scope: Scope = "chat"
     is_checked_by_run: bool = False

@@ -14,6 +14,7 @@ from msgspec import Meta
 from protocol.errors import BadRequest
 from protocol.messages import Chat, Deadline
 from supervisor.gateway.chat import (
+    WITH_TEXT,
     ChatBody,
     ChatQuery,
     question_of,
@@ -46,6 +47,9 @@ class TeamBody(ChatBody, frozen=True):
     moderation_mode: Mode = "pass_through"
     synthesizer: str | None = None
     timeout: Silence | None = None
+
+
+TeamQuestionBody = Annotated[TeamBody, WITH_TEXT]
 
 
 class TeamQuery(ChatQuery, frozen=True):

@@ -207,14 +207,37 @@ def whole(events: list[Event]) -> TeamAnswer:
 # -- the vocabulary -----------------------------------------------------------------------------------------------------------
 
 
-class _SoFar(Struct):
+class TeamSoFar(Struct):
     """What has arrived: texts by specialist_id, and what the moderator has said."""
 
     responses_by_id: dict[str, str]
     moderated: str
 
 
-def _fold(events: Iterable[Event]) -> _SoFar:
+class TeamChatReset(Struct, frozen=True):
+    """This reader fell behind: `lost` events are gone, and `snapshot` is what they add up to with all before."""
+
+    type: str
+    reason: str
+    lost: int
+    snapshot: TeamSoFar
+
+
+EVENTS = {
+    "connected": (ConnectedEvent,),
+    "token": (TokenEvent,),
+    "thinking": (ThinkingEvent,),
+    "status": (StatusEvent,),
+    "progress": (ProgressEvent,),
+    "message": (MessageEvent,),
+    "complete": (TeamCompleteEvent,),
+    "error": (TeamErrorEvent,),
+    "done": (DONE[1].decode(),),
+    "stream_reset": (TeamChatReset,),
+}
+
+
+def _fold(events: Iterable[Event]) -> TeamSoFar:
     texts: dict[str, list[str]] = {}
     moderated: list[str] = []
     for name, data in events:
@@ -225,17 +248,16 @@ def _fold(events: Iterable[Event]) -> _SoFar:
         elif name == "message":
             ended = msgspec.json.decode(data, type=MessageEvent)
             texts[ended.specialist_id] = [ended.content]
-    return _SoFar({who: "".join(pieces) for who, pieces in texts.items()}, "".join(moderated))
+    return TeamSoFar({who: "".join(pieces) for who, pieces in texts.items()}, "".join(moderated))
 
 
-def _failed(error: ProtocolError, so_far: _SoFar) -> list[Event]:
+def _failed(error: ProtocolError, so_far: TeamSoFar) -> list[Event]:
     said = TeamErrorEvent("error", error.sentence, code_of(error), error.retry_after, so_far.responses_by_id)
     return [("error", json_line(said)), DONE]
 
 
-def _behind(lost: int, so_far: _SoFar) -> Event:
-    said = {"type": "stream_reset", "reason": "this reader fell behind", "lost": lost, "snapshot": so_far}
-    return ("stream_reset", json_line(said))
+def _behind(lost: int, so_far: TeamSoFar) -> Event:
+    return "stream_reset", json_line(TeamChatReset("stream_reset", "this reader fell behind", lost, so_far))
 
 
 VOCABULARY = Vocabulary(name=KIND, fold=_fold, failed=_failed, behind=_behind)

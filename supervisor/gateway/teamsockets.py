@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import anyio
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from protocol import names
 from protocol.errors import Stalled
@@ -34,6 +36,10 @@ class TeamSockets(Struct, frozen=True):
 
 class ResetBody(Struct, frozen=True):
     session_id: str | None = None
+
+
+_SESSION = {"required": ["session_id"], "properties": {"session_id": {"type": "string"}}}
+WithSession = Annotated[ResetBody, Meta(extra_json_schema=_SESSION)]  # null is answered with what to do
 
 
 class SocketReset(Struct, frozen=True):
