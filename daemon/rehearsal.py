@@ -27,13 +27,17 @@ FILL_SMALL, FILL_LARGE = 600, 100
 _BYTES_OVERHEAD = 33
 
 
-def rehearse() -> list[object]:
-    """Runs through a specialist's start and some health checks; returns what must be kept to keep the holes filled.
+def rehearse(rounds: int = ROUNDS) -> None:
+    """Runs through a specialist's start and so many health checks.
 
     Leaves no thread, no socket and no event loop behind.
     """
-    anyio.run(_rehearse)
+    anyio.run(_rehearse, rounds)
     assert threading.active_count() == 1, "a fork would lose the others"
+
+
+def fill_holes() -> list[object]:
+    """What must be kept so that the holes that the allocator has by now stay filled."""
     return [
         bytes(size - _BYTES_OVERHEAD)
         for size in range(3 * STEP, LARGE + 1, STEP)
@@ -41,7 +45,7 @@ def rehearse() -> list[object]:
     ]
 
 
-async def _rehearse() -> None:
+async def _rehearse(rounds: int) -> None:
     config = SpecialistConfig(
         name="rehearsal",
         addresses=["127.0.0.1"],
@@ -72,7 +76,7 @@ async def _rehearse() -> None:
             await house.start(specialist.run)
             house.start_soon(Server(specialist).serve, listeners, stop, 0.0)
             reader, writer = await asyncio.open_connection(config.addresses[0], port)
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 writer.write(b'{"type":"health","request_id":1}\n')
                 await reader.readline()
             writer.close()

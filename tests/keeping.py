@@ -166,6 +166,20 @@ async def ask_health(port: int) -> HealthResponse:
     return answer
 
 
+def forked_by(server: psutil.Process) -> list[psutil.Process]:
+    """The children of a fork server, zombies too, without the one that is nobody yet."""
+
+    def is_somebody(child: psutil.Process) -> bool:
+        try:
+            return not " ".join(child.cmdline()).startswith((calls.SPARE, calls.FORK_SERVER))
+        except psutil.ZombieProcess:
+            return True
+        except psutil.NoSuchProcess:
+            return False
+
+    return [child for child in server.children() if is_somebody(child)]
+
+
 def wait_gone(pid: int, within: float = 10.0) -> None:
     """Returns when a process has ended; a zombie has, whoever is slow to reap it."""
     try:

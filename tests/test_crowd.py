@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from keeping import all_ready, pids, report, until
+from keeping import all_ready, forked_by, pids, report, until
 from team import Team
 
 SIZE = 200
@@ -42,6 +42,6 @@ async def test_two_hundred_specialists_fall_and_rise_like_eighteen(crowd: Team) 
 
     new = pids(after)
     assert {name for name in ROSTER if new[name] != old[name]} == set(killed)
-    children = fork_server.children()
+    children = forked_by(fork_server)
     assert {child.pid for child in children} == set(new.values())  # one process for each, and no zombie
     assert psutil.STATUS_ZOMBIE not in {child.status() for child in children}

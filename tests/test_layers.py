@@ -26,7 +26,7 @@ DOES_IO = {
     "ssl",
     "subprocess",
 }
-FORK_SERVER = ("supervisor/fleet/forkserver.py", "supervisor/fleet/child.py")
+FORK_SERVER = ("supervisor/fleet/forkserver.py", "supervisor/fleet/child.py", "supervisor/fleet/held.py")
 
 
 def imports(path: str, tree: ast.Module) -> Iterator[str]:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from benchmarks.instruments import (
     answering,
+    children,
     descriptors,
     idle_use,
     is_alive,
@@ -28,6 +29,7 @@ from benchmarks.instruments import (
     timed,
 )
 from benchmarks.team import Bench
+from supervisor.fleet.calls import FORK_SERVER, SPARE
 
 SIZE = 200
 FIRST_OFFSET = 100  # of the ports of names outside the table
@@ -73,8 +75,8 @@ def measure(size: int = SIZE) -> Figures:
         status = [timed(lambda: bench.chorus("status")) for _ in range(7)]
         pids = [one["pid"] for one in report["specialists"]]
         supervisor, fork_server = report["supervisor"]["pid"], psutil.Process(pids[0]).ppid()
-        everything = [supervisor, fork_server, *pids]
         time.sleep(SETTLED_AFTER)
+        everything = [supervisor, fork_server, *children(fork_server)]
         use = idle_use(everything, IDLE)
         memory = [pss(pid) for pid in everything]
         held = descriptors(supervisor), descriptors(fork_server)
@@ -86,7 +88,7 @@ def measure(size: int = SIZE) -> Figures:
             at_once = _at_once(chosen[KILLS:])
         print(f"  killed {2 * KILLS}", file=sys.stderr)
         zombies, doubles = _census(fork_server, size)
-        ours = [supervisor, fork_server, *(child.pid for child in psutil.Process(fork_server).children())]
+        ours = [supervisor, fork_server, *children(fork_server)]
         down = timed(lambda: bench.chorus("down"))
         return Figures(
             size=size,
@@ -194,7 +196,9 @@ def _at_once(chosen: list[tuple[int, int]]) -> float:
 
 
 def _census(fork_server: int, size: int) -> tuple[int, int]:
-    """Zombies below the fork server, and how many more processes live than there are specialists."""
-    states = [child.status() for child in psutil.Process(fork_server).children()]
-    zombies = states.count(psutil.STATUS_ZOMBIE)
-    return zombies, len(states) - zombies - size
+    """Zombies below the fork server, and how many more specialists live than there are."""
+    below = psutil.Process(fork_server).children()
+    zombies = [child for child in below if child.status() == psutil.STATUS_ZOMBIE]
+    nobody = (SPARE, FORK_SERVER)
+    living = [child for child in below if child not in zombies and not " ".join(child.cmdline()).startswith(nobody)]
+    return len(zombies), len(living) - size

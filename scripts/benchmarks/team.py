@@ -57,10 +57,10 @@ class Bench:
         return specialists
 
     def processes(self) -> list[int]:
-        """The supervisor, the fork server and the specialists."""
-        report = json.loads(self.chorus("status", "--json").stdout)
-        supervisor = report["supervisor"]["pid"]
-        return [supervisor, *children(supervisor), *(one["pid"] for one in report["specialists"])]
+        """The supervisor, the fork server, the specialists and the one that is forked ahead."""
+        supervisor = json.loads(self.chorus("status", "--json").stdout)["supervisor"]["pid"]
+        [fork_server] = children(supervisor)
+        return [supervisor, fork_server, *children(fork_server)]
 
 
 def surroundings(home: Path, port_base: int) -> dict[str, str]:

@@ -15,10 +15,9 @@ from msgspec import Struct
 from protocol.settings import ChildConfig, Place
 
 FORK_SERVER = "chorus: fork server"  # its title; see `title` for those of its children
+SPARE = "chorus: spare"  # how the title of one begins that is no specialist yet
 MOST_SOCKETS = 32  # that come with one call or answer
-CANNOT_EXECUTE = (
-    126  # the exit code of a child that could not become a program, as a shell has it; why is what it said last
-)
+CANNOT_EXECUTE = 126  # the exit code of a child that could not become what it was to be; why is what it said last
 
 
 class Process(Struct, frozen=True, kw_only=True):

@@ -3,8 +3,8 @@
 No event loop, no policy.
 
 It outlives the supervisor: the next one connects to the same UNIX socket, is told what lives and who ended meanwhile, and
-goes on. It has the specialists' code loaded, so a fork answers a few milliseconds later, and it forks from its only thread:
-nothing that a child inherits can be half-way through something.
+goes on. It has the specialists' code loaded, so a fork answers a few milliseconds later, and sooner where it was forked ahead
+(`spare.py`). It forks from its only thread: nothing that a child inherits can be half-way through something.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,12 +29,14 @@ from msgspec.structs import replace
 from setproctitle import setproctitle
 
 from daemon import listen
-from daemon.rehearsal import rehearse
+from daemon.rehearsal import fill_holes, rehearse
 from protocol.framing import LineBuffer
-from protocol.settings import BACKLOG, ChildConfig, Place
-from supervisor.fleet import calls, descriptors, pidfiles
+from protocol.settings import ChildConfig
+from supervisor.fleet import calls, descriptors, pidfiles, spare
 from supervisor.fleet.calls import Answered, Exited, Living, Process
 from supervisor.fleet.child import become, complain, redirect_output
+from supervisor.fleet.held import Held
+from supervisor.fleet.spare import Spare
 from supervisor.places import private_folder
 
 REMEMBERED_EXITS = 1000  # that no supervisor has noted
@@ -41,6 +44,7 @@ END_MARGIN = 2.0  # seconds beyond their own grace that processes have when all 
 TOLD_WITHIN = 5.0  # seconds a supervisor has to read what it is told, before it counts as gone
 RETRY_AFTER = 0.1  # seconds until a supervisor that could not be met is met again
 KILLED_WITHIN = 2.0  # seconds until the kernel has taken away what was killed
+SPARE_ROUNDS = 2  # of a rehearsal that only has to write where a specialist will
 OURS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # What libraries import only when it is used: in here once, or in every child again (16 ms and 14 MB each, measured).
@@ -70,11 +74,12 @@ class ForkServer:
         self._has_asked = False  # whoever connects only to look says nothing, and nothing follows from its end
         self._lines = LineBuffer(None)
         self._sockets: deque[int] = deque()  # came with a call that is not read yet
-        self._listeners: dict[str, dict[Place, socket.socket]] = {}  # of each name, by what it was bound to
+        self._held = Held()
         self._processes: dict[int, Process] = {}
         self._adopted: dict[int, int] = {}  # pidfd: pid of those that are not our children
         self._exits: deque[Exited] = deque(maxlen=REMEMBERED_EXITS)
         self._stop_without_supervisor = False
+        self._spare = Spare()
         self._wakeup, self._written = _signals_into_pipe()
         self._waiting = select.poll()  # not select(2): with two hundred specialists descriptors go beyond 1024
         for one in (listening, self._wakeup):
@@ -83,7 +88,10 @@ class ForkServer:
     def run(self) -> NoReturn:
         """Serves one supervisor after the other. Never returns."""
         while True:
-            ready = {descriptor for descriptor, _ in self._waiting.poll()}
+            patience = self._spare.patience
+            ready = {descriptor for descriptor, _ in self._waiting.poll(patience and patience * 1000)}
+            if not ready:
+                self._spare.fork(self._split, self._wait)
             if self._wakeup.fileno() in ready:
                 self._take_signals()
             self._bury(ready & self._adopted.keys())
@@ -111,7 +119,7 @@ class ForkServer:
         self._supervisor = supervisor
         self._waiting.register(supervisor, select.POLLIN)
         living = list(self._processes.values())
-        self._tell(Living(pid=os.getpid(), processes=living, held=list(self._listeners), exits=list(self._exits)))
+        self._tell(Living(pid=os.getpid(), processes=living, held=self._held.names, exits=list(self._exits)))
 
     def _hear(self) -> None:
         assert self._supervisor is not None
@@ -156,9 +164,9 @@ class ForkServer:
         try:
             match call:
                 case calls.Release():
-                    self._release(call.name)
+                    self._held.release(call.name)
                 case calls.Lend():
-                    self._tell(answer, self._sockets_of(call.name))
+                    self._tell(answer, self._held.of(call.name))
                     return
                 case calls.Fork():
                     self._start(call)
@@ -184,15 +192,15 @@ class ForkServer:
 
     def _start(self, call: calls.Fork) -> None:
         name = call.config.name
-        before = set(self._listeners.get(name, ()))
-        new = self._bind(name, call.config.places)
+        before = self._held.places(name)
+        new = self._held.bind(name, call.config.places)
         try:
             pid = self._fork(call.config)
         except OSError:
-            self._close(name, new)  # nobody was given copies of these, so they have to be new the next time too
+            self._held.close(name, new)  # nobody was given copies of these, so they have to be new the next time too
             raise
-        is_same = before == self._listeners[name].keys()
-        sockets = () if is_same and call.has_copies else self._sockets_of(name)
+        is_same = before == self._held.places(name)
+        sockets = () if is_same and call.has_copies else self._held.of(name)
         self._tell(Answered(number=call.number, pid=pid), sockets)
 
     def _tell(self, report: calls.AnyReport, sockets: Sequence[socket.socket] = ()) -> None:
@@ -220,64 +228,44 @@ class ForkServer:
         except OSError:
             pass  # gone
 
-    # -- listeners ----------------------------------------------------------------------------------------------------------
-
-    def _sockets_of(self, name: str) -> list[socket.socket]:
-        return list(self._listeners.get(name, {}).values())
-
-    def _bind(self, name: str, places: list[Place]) -> list[Place]:
-        """Holds these places of a name and no others; returns those that were bound just now."""
-        held = self._listeners.get(name, {})
-        kept = {place: held[place] for place in places if place in held}
-        for listener in kept.values():
-            listener.listen(BACKLOG)  # again: whoever had it may have shut it down, or cut its backlog
-        try:
-            bound = listen.bind([place for place in places if place not in kept])
-        except listen.CannotBind as error:
-            if not kept or error.errno not in listen.NOT_HERE:
-                raise
-            bound = []  # as before: a family of addresses that this machine does not have
-        new = {listener.getsockname()[:2]: listener for listener in bound}
-        self._listeners[name] = held | new
-        self._close(name, held.keys() - kept.keys())
-        return list(new)
-
     def _hold(self, call: calls.Hold) -> None:
         if len(self._sockets) < len(call.places):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # recvmsg(2) leaves out what we may not open
-        self._release(call.name)
-        held = {place: socket.socket(fileno=self._sockets.popleft()) for place in call.places}
-        for one in held.values():
+        came = {place: socket.socket(fileno=self._sockets.popleft()) for place in call.places}
+        for one in came.values():
             one.set_inheritable(False)  # what recvmsg(2) opens is, and a program would have it beside what it is given
-        self._listeners[call.name] = held
-
-    def _release(self, name: str) -> None:
-        self._close(name, list(self._listeners.get(name, ())))
-
-    def _close(self, name: str, places: Iterable[Place]) -> None:
-        for place in places:
-            self._listeners[name].pop(place).close()
-        if not self._listeners.get(name):
-            self._listeners.pop(name, None)
+        self._held.take(call.name, came)
 
     # -- processes ----------------------------------------------------------------------------------------------------------
 
     def _fork(self, config: ChildConfig) -> int:
+        described = partial(self._described, config, calls.fingerprint(config))
+        pid = self._spare.tell(config, described, self._held.of(config.name))
+        if pid is None:
+            pid = self._split(lambda: self._become(config, described(os.getpid())))
+        self._processes[pid] = described(pid)
+        return pid
+
+    def _split(self, live: Callable[[], None]) -> int:
+        """Forks. The child leaves behind what is the fork server's own, and lives until its end; its pid is returned."""
         sys.stdout.flush()
         sys.stderr.flush()
-        described = calls.fingerprint(config)
         # A signal for the child must find the child's own ways: through ours it would be lost, and written into our pipe.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
         try:
-            pid = os.fork()
-            if pid == 0:
-                self._become(config, described)
+            if (pid := os.fork()) == 0:
+                try:
+                    self._leave()
+                    live()
+                except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was is written down
+                    sys.excepthook(*sys.exc_info())
+                finally:
+                    os._exit(1)  # whatever happens, a second fork server it is not
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes[pid] = self._described(config, pid, described)
         return pid
 
-    def _described(self, config: ChildConfig, pid: int, fingerprint: str) -> Process:
+    def _described(self, config: ChildConfig, fingerprint: str, pid: int) -> Process:
         return Process(
             name=config.name,
             pid=pid,
@@ -289,27 +277,33 @@ class ForkServer:
             grace=config.grace,
         )
 
-    def _become(self, config: ChildConfig, fingerprint: str) -> NoReturn:
-        """In the child: leaves behind what is the fork server's, and is somebody else until the end."""
-        try:
-            os.setsid()  # signals to the group of one specialist reach nobody else
-            signal.set_wakeup_fd(-1)
-            for number in OURS:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            for held in (self._listening, self._supervisor, self._wakeup, self._written):
-                if held is not None:
-                    held.close()
-            for descriptor in (*self._adopted, *self._sockets):
-                os.close(descriptor)
-            for name, others in self._listeners.items():
-                if name != config.name:
-                    for other in others.values():
-                        other.close()
-            born = self._described(config, os.getpid(), fingerprint)
-            become(config, self._sockets_of(config.name), born, self._pids)
-        finally:
-            os._exit(1)  # whatever happens, a second fork server it is not
+    def _leave(self) -> None:
+        """In the child: leaves behind what is the fork server's, all but the listeners."""
+        os.setsid()  # signals to the group of one specialist reach nobody else
+        signal.set_wakeup_fd(-1)
+        for number in OURS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for held in (self._listening, self._supervisor, self._wakeup, self._written, self._spare):
+            if held is not None:
+                held.close()
+        for descriptor in (*self._adopted, *self._sockets):
+            os.close(descriptor)
+
+    def _become(self, config: ChildConfig, born: Process) -> None:
+        """In the child: is somebody else until the end."""
+        self._held.release_all_but(config.name)
+        become(config, self._held.of(config.name), born, self._pids)
+
+    def _wait(self, link: socket.socket) -> None:
+        """In the spare: is nobody until it is told."""
+        setproctitle(f"{calls.SPARE}, getting ready")
+        self._held.release_all_but(None)
+        rehearse(SPARE_ROUNDS)
+        gc.collect()
+        gc.freeze()
+        told, listeners = spare.wait(link)
+        become(told.config, listeners, told.born, self._pids)
 
     def _adopt(self, process: Process) -> None:
         """Takes on somebody else's child. Its end is seen by its pidfd; how it ended only its parent is told."""
@@ -380,6 +374,7 @@ class ForkServer:
     def _ended(self, pid: int, code: int | None, number: int | None) -> None:
         known = self._processes.pop(pid, None)
         if known is None:
+            self._spare.ended(pid)
             return
         _kill_group(pid)  # what it had started is not left without it
         self._tell(Exited(name=known.name, pid=pid, code=code, signal=number, at=time.time(), asked=known.stopping))
@@ -400,6 +395,7 @@ class ForkServer:
     def _kill_all(self) -> None:
         """Ends what still runs by force; afterwards it is gone and not only about to go."""
         self._send_all(signal.SIGKILL)
+        self._spare.kill()
         self._await_exits(KILLED_WITHIN)
 
     def _send_all(self, number: int) -> None:
@@ -438,7 +434,8 @@ def main(listening: socket.socket, log_dir: Path, state: Path) -> NoReturn:
     descriptors.make_room()
     for name in PRELOADED:
         importlib.import_module(name)
-    _filled = rehearse()  # held for as long as this frame lives, which is for ever
+    rehearse()
+    _filled = fill_holes()  # held for as long as this frame lives, which is for ever
     # What is there by now is shared with every child until somebody writes to it; the collector must not.
     gc.collect()
     gc.freeze()

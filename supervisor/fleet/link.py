@@ -61,6 +61,7 @@ class Link:
     def __init__(self, stream: anyio.abc.UNIXSocketStream, on_exit: Callable[[Exited], None], copies: Copies) -> None:
         self.copies = copies
         self._stream = stream
+        self._socket: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
         self._on_exit = on_exit
         self._lines = LineBuffer(None)
         self._fds: deque[int] = deque()
@@ -173,8 +174,9 @@ class Link:
         number = next(self._numbers)
         pending = self._pending[number] = _Pending()
         try:
-            async with self._sending:  # a fork server that does not read lets calls queue up
-                await self._send(calls.line(make(number)), sockets)
+            if rest := self._sent_at_once(calls.line(make(number)), sockets):
+                async with self._sending:  # a fork server that does not read lets calls queue up
+                    await self._send(rest, sockets)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.lost.set()
         try:
@@ -188,6 +190,17 @@ class Link:
         if pending.answer.error is not None:
             raise CannotStart(pending.answer.errno or 0, pending.answer.error, pending.answer.port)
         return pending
+
+    def _sent_at_once(self, line: bytes, sockets: Sequence[socket.socket]) -> bytes:
+        """Sends what the kernel takes before anybody else has a turn, while a restart waits for it; returns the rest."""
+        if sockets or self._sending.locked():
+            return line
+        try:
+            return line[self._socket.send(line) :]
+        except BlockingIOError:
+            return line
+        except OSError:
+            raise anyio.BrokenResourceError from None
 
     async def _send(self, line: bytes, sockets: Sequence[socket.socket]) -> None:
         if sockets:

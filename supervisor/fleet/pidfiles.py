@@ -89,12 +89,14 @@ def ticks_of(pid: int) -> int | None:
     """When a process began, in ticks since the boot; None for one that is not there, or is a zombie."""
     if sys.platform != "linux":
         return _created(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[STAT_STARTED]) if fields[STAT_STATE] not in (b"Z", b"X") else None
+    fields = _stat(pid)
+    return int(fields[STAT_STARTED]) if fields and fields[STAT_STATE] not in (b"Z", b"X") else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped, by a signal or a debugger; never, where the system does not say it cheaply."""
+    fields = _stat(pid)
+    return bool(fields) and fields[STAT_STATE] in (b"T", b"t")
 
 
 @cache
@@ -103,6 +105,15 @@ def boot_id() -> str:
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot:
         return boot.read().strip()
     return ""
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of proc(5) behind the command's closing parenthesis; none for a process that is not there."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+            return stat.read(1024).rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def _is_gone(path: Path) -> bool:

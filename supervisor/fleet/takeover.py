@@ -24,6 +24,7 @@ from supervisor.fleet.calls import Process
 PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
 SETTLED_WITHIN = 2.0  # seconds in which a child that was just forked has written its file, or has ended
 LOOK_EVERY = 0.01
+_NOBODY = (calls.FORK_SERVER, calls.SPARE)
 _TITLE = re.compile(r"chorus: (\S+) \[([\d ]+)\]")
 LOOPBACK = ("127.0.0.1", "::1")  # where everybody listens, unless the configuration says something else
 
@@ -34,8 +35,8 @@ async def left_behind(pids: Path, known: set[int]) -> list[Process]:
     Those without a file, which a full disk or a moment denied them, are found among our own children.
     """
     with anyio.move_on_after(SETTLED_WITHIN):
-        # One that still bears the title of the fork server is only about to become a specialist, or to end.
-        while any(_title(pid) == calls.FORK_SERVER for pid in _children() - known):  # noqa: ASYNC110 - there is no event
+        # One that still bears the title of the fork server, or of its spare, is about to become a specialist, or to end.
+        while any(_title(pid).startswith(_NOBODY) for pid in _children() - known):  # noqa: ASYNC110 - there is no event
             await anyio.sleep(LOOK_EVERY)
     found = [one for one in pidfiles.living(pids) if one.pid not in known]
     known = known | {one.pid for one in found}

@@ -17,7 +17,7 @@ from chaos import faults, sight
 from chaos.faults import MACHINE_LATE, QUICKLY, Recovery, kill
 from chaos.load import Ended, connected
 from chaos.plan import Fault
-from chaos.stage import Stage
+from chaos.stage import SPARE, Stage
 
 # Seconds.
 TRIES_BLOCKED = 2.5  # the longest pause between two tries for something that the machine denies
@@ -75,6 +75,9 @@ async def fork_fails(stage: Stage, fault: Fault) -> Recovery:
     assert server is not None
     with stage.dying(*fault.names):
         stage.machine.forbid_forks(server)
+        for one in sight.processes():
+            if one.parent == server and one.words.startswith(SPARE):
+                os.kill(one.pid, signal.SIGKILL)  # or the first of them would be forked already
         try:
             for one in before.values():
                 os.kill(one["pid"], signal.SIGKILL)

@@ -28,6 +28,7 @@ from supervisor.fleet.calls import title
 LOOK_EVERY = 0.005  # seconds between two looks at something that has no event
 AFTERMATH = 1.0  # seconds after a recovery in which a client may still find what the death has cut
 FORK_SERVER = "chorus: fork server"
+SPARE = "chorus: spare"  # how the title of its child begins that is nobody yet
 UNKNOWN = "nobody was there to learn how"
 WRITING_STACKS = (
     "SIGSEGV"  # faulthandler walks the frames of threads that run: one time in hundreds that ends the process

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from keeping import fork_server, specialist, wait_gone, wait_reaped
+from keeping import fork_server, forked_by, specialist, wait_gone, wait_reaped
 from msgspec.structs import replace
 from team import free_port
 
@@ -128,6 +128,79 @@ def test_a_child_has_its_own_listener_and_nothing_else_of_ours(tmp_path: Path) -
         inherited = [one for one in process.net_connections("unix") if str(path) in str(one.laddr)]
     assert listening == [athena.port]
     assert inherited == []
+
+
+def the_spare(ours: Supervisor) -> int:
+    """The one that is ready to be told, as soon as there is one."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for child in psutil.Process(ours.living.pid).children():
+            try:
+                if child.cmdline()[:1] == [calls.SPARE]:
+                    return child.pid
+            except psutil.Error:
+                pass  # it has ended meanwhile
+    raise AssertionError("there is no spare")
+
+
+def test_a_spare_becomes_the_next_specialist(tmp_path: Path) -> None:
+    config, other = specialist(tmp_path), specialist(tmp_path, "athena")
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        ours.start(other)
+        spare = the_spare(ours)
+        pid = ours.start(config)
+        assert pid == spare
+        assert answers(config.port)
+        process = psutil.Process(pid)
+        assert os.getsid(pid) == pid
+        assert process.cmdline()[:1] == [calls.title("apollo", config.port)]
+        listening = [one.laddr.port for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+        assert listening == [config.port]
+        assert pidfiles.read(tmp_path / pidfiles.FOLDER / f"apollo.{pid}") is not None
+        assert the_spare(ours) != pid
+
+
+def test_a_spare_that_cannot_be_told_is_replaced(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        spare = the_spare(ours)
+        os.kill(spare, signal.SIGSTOP)
+        while psutil.Process(spare).status() != psutil.STATUS_STOPPED:
+            pass
+        pid = ours.start(config)
+        assert pid != spare
+        assert answers(config.port)
+        wait_gone(spare)
+
+
+def test_a_spare_that_has_ended_is_nobody(tmp_path: Path) -> None:
+    config = specialist(tmp_path)
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        spare = the_spare(ours)
+        os.kill(spare, signal.SIGKILL)
+        wait_reaped(spare)
+        assert ours.start(config) != spare
+        assert answers(config.port)
+        assert ours.exits == []
+
+
+def test_a_spare_ends_with_its_fork_server(tmp_path: Path) -> None:
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        spare = the_spare(ours)
+        os.kill(ours.living.pid, signal.SIGKILL)
+        wait_gone(spare)
+
+
+def test_a_program_may_come_out_of_a_spare(tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    config = specialist(
+        tmp_path, command=["sh", "-c", f"echo $$ $LISTEN_PID $LISTEN_FDS > {out}.new; mv {out}.new {out}"]
+    )
+    with fork_server(tmp_path) as path, supervisor(path) as ours:
+        spare = the_spare(ours)
+        assert ours.start(config) == spare
+        assert ours.exit_of(spare).code == 0
+    assert out.read_text() == f"{spare} {spare} 1\n"
 
 
 def test_a_taken_port_is_refused_with_its_errno(tmp_path: Path) -> None:
@@ -432,11 +505,13 @@ def test_fifty_restarts_leak_no_descriptor_and_leave_no_zombie(tmp_path: Path) -
     with fork_server(tmp_path) as path, supervisor(path) as ours:
         ours.exit_of(ours.start(config))
         server = psutil.Process(ours.living.pid)
+        the_spare(ours)
         before = server.num_fds()
         for _ in range(50):
             ours.exit_of(ours.start(config))
+        the_spare(ours)
         assert server.num_fds() == before
-        assert server.children() == []
+        assert forked_by(server) == []
 
 
 def test_a_term_right_after_the_fork_ends_the_child_and_nobody_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-from keeping import SPIN_ON_WINCH, ask_health, fork_server, gone, keeping, specialist
+from keeping import SPIN_ON_WINCH, ask_health, fork_server, forked_by, gone, keeping, specialist
 
 from protocol.client import connect
 from protocol.errors import Busy, Draining, PeerError, Refused, Unavailable
@@ -128,10 +128,10 @@ async def test_of_contradictory_commands_the_last_one_holds(tmp_path: Path, last
                 pid = await kept.new_pid(None)
                 assert (await ask_health(config.port)).pid == pid
                 await kept.until(lambda _: not kept.keeper.replaced)
-                assert [one.pid for one in psutil.Process(kept.living.pid).children()] == [pid]
+                assert [one.pid for one in forked_by(psutil.Process(kept.living.pid))] == [pid]
             else:
                 await kept.until(lambda _: kept.keeper.is_gone and kept.keeper.wanted is Wanted.DOWN)
-                assert psutil.Process(kept.living.pid).children() == []
+                assert forked_by(psutil.Process(kept.living.pid)) == []
                 with pytest.raises(Refused):
                     await ask_health(config.port)
 
