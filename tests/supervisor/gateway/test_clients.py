@@ -31,6 +31,16 @@ with requests.post(sys.argv[1], json={"message": "count"}, stream=True) as respo
         print(line, flush=True)
 """
 
+TEAM_CHAT = """
+import json, sys, requests
+response = requests.post(
+    sys.argv[1] + "/api/team-chat",
+    json={"message": "What should we optimize?"}
+)
+assert len(response.json()['responses']) > 0
+print(json.dumps([one["content"] for one in response.json()["responses"]]))
+"""
+
 
 async def follows(client: Program, front: Front) -> None:
     """Lets every token go when the client has printed the one before."""
@@ -56,6 +66,13 @@ async def test_requests_gets_every_token_at_once(front: Front) -> None:
     async with program(sys.executable, "-c", REQUESTS, front.chat("athena-ai")) as requests:
         await follows(requests, front)
         assert "event: done" in await requests.ends()
+
+
+async def test_requests_has_a_team_answer(front: Front) -> None:
+    front.server.use(Script(tokens=WORDS))
+    async with program(sys.executable, "-c", TEAM_CHAT, front.url) as requests:
+        assert json.loads(await requests.ends()) == ["".join(WORDS)] * 2
+        assert requests.process.returncode == 0
 
 
 async def test_the_first_client_of_the_shell_gets_every_token_at_once(front: Front) -> None:
@@ -84,6 +101,18 @@ async def test_the_readers_of_the_streaming_guide_get_every_token_at_once(front:
     async with program(NODE, HERE / "fetching.mjs", front.chat("athena-ai"), json.dumps(ASK)) as node:
         await follows(node, front)
         await node.prints('"type":"complete"')
+
+
+async def test_the_readers_of_the_streaming_guide_read_a_team_chat_to_its_end(front: Front) -> None:
+    front.server.use(Script(tokens=WORDS))
+    url = f"{front.url}/api/team-chat/stream"
+    with anyio.fail_after(WITHIN):
+        told = [data async for data in received(url, ASK)]
+    assert [data["content"] for data in told if data.get("type") == "message"] == ["".join(WORDS)] * 2
+
+    async with program(NODE, HERE / "fetching.mjs", url, json.dumps(ASK)) as node:
+        assert (await node.ends()).count('"type":"message"') == 2
+        assert node.process.returncode == 0
 
 
 async def test_our_own_client_goes_on_where_it_was_cut_off(front: Front) -> None:

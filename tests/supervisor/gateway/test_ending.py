@@ -6,8 +6,9 @@ import os
 import random
 import resource
 import signal
+import socket
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -68,6 +69,24 @@ async def test_told_to_end_it_gives_a_hundred_readers_a_proper_end(front: Front)
         one.check()
         assert one.end["code"] == "gateway_restarted"
         assert one.losses == []
+
+
+async def test_told_to_end_it_waits_for_nobody_who_does_not_read(front: Front) -> None:
+    front.server.use(Script(tokens=("word " * 1000,), endless=True))
+    pid = front.status["pid"]
+    with ExitStack() as rude:
+        for path in ("/api/chat/apollo/stream", "/api/chat/athena/stream", "/api/chat/apollo"):
+            one = rude.enter_context(socket.create_connection(("127.0.0.1", front.port)))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            body = b'{"message": "go on"}'
+            one.sendall(
+                b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+                % (path.encode(), len(body), body)
+            )
+        rude.enter_context(socket.create_connection(("127.0.0.1", front.port))).sendall(b"POST /api/chat/apollo HT")
+        await anyio.to_thread.run_sync(front.server.wait_asked, len(front.server.asked) + 3)
+        os.kill(pid, signal.SIGTERM)
+        await gone(pid, within=GRACE + 2.0)
 
 
 async def test_killed_it_tells_a_hundred_readers_who_come_back_all_that_had_arrived(front: Front) -> None:

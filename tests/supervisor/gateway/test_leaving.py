@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import anyio
 import pytest
 from fronting import WITHIN, Front, program
+from gatewaying import gateway
 from lookalikes.ollama import Script
+from scripted import ScriptedBackend
+from serving import until
+
+from supervisor.gateway import chat, operation
 
 pytestmark = pytest.mark.xdist_group("gateway's clients")
 
@@ -160,3 +167,29 @@ async def test_a_key_is_for_one_request(front: Front) -> None:
     for body, status in (({}, "200"), ({"session_id": "other"}, "422")):
         async with program(*curl(front, "-H", "Idempotency-Key: one request", path="", **body)) as client:
             assert f"HTTP/1.1 {status} " in await client.ends()
+
+
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        ("POST", {"json": {"message": "count", "resume": True}}),
+        ("POST", {"json": {"message": "count"}, "headers": {"Idempotency-Key": "one"}}),
+        ("GET", {"params": {"message": "count"}}),
+    ],
+    ids=["resume", "key", "get"],
+)
+async def test_whoever_was_to_come_back_and_does_not_ends_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, how: dict[str, Any]
+) -> None:
+    for module in (chat, operation):
+        monkeypatch.setattr(module, "RESUME_GRACE", 0.05)
+    backend = ScriptedBackend("one ", asyncio.Event())
+    async with gateway(tmp_path, apollo=backend) as served:
+        with anyio.fail_after(5):
+            async with served.events(method, "/api/chat/apollo/stream", **how) as events:
+                await events.until("token")
+                stream_id = events.stream_id
+            await until(lambda: backend.cut_short == 1)
+            async with served.events("GET", f"/api/stream/events/{stream_id}") as events:
+                *_, error, done = await events.all()
+    assert (error.json["code"], error.json["partial"], done.name) == ("cancelled", "one ", "done")
