@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -18,6 +17,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import psutil
+from ports import free_port
 from serving import Port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,8 +96,3 @@ async def child(
                 await client.close()
             if process.returncode is None:
                 process.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from team import GATEWAY_OFFSET, ROOT, Team, command, free_port_base, wait_until
+from ports import GATEWAY_OFFSET, free_port_base
+from team import ROOT, Team, command, wait_until
 from user_manager import UserManager
 
 from supervisor import units

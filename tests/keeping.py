@@ -22,7 +22,8 @@ import anyio
 import anyio.abc
 import msgspec
 import psutil
-from team import ROOT, Team, free_port
+from ports import free_port
+from team import ROOT, Team
 
 from protocol.client import ControlConnection, connect, connect_control
 from protocol.control import BackendStatus, Entry, Snapshot, SpecialistStatus, Status, StatusReport, Transition, Watch

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import msgspec
+from ports import free_port
 
 from daemon.backends import Backend
 from daemon.listen import bind
@@ -144,10 +145,8 @@ class Served(Port):
 async def serving(backend: Backend, folder: Path, *, grace: float = 0.0, **changes: Any) -> AsyncGenerator[Served]:
     """Serves until the end of the block; then everything that it started has ended."""
     config = config_in(folder, **changes)
-    listeners = bind([(config.addresses[0], 0)])
-    port = listeners[0].getsockname()[1]
-    for address in config.addresses[1:]:
-        listeners += _also(address, port)
+    port = free_port()
+    listeners = bind([(address, port) for address in config.addresses])
     specialist = Specialist(msgspec.structs.replace(config, port=port), backend)
     served = Served(Server(specialist), port)
     try:
@@ -173,13 +172,6 @@ async def until(condition: Callable[[], object]) -> None:
     """Lets the others run until something holds; the deadline is the test's."""
     while not condition():
         await anyio.lowlevel.checkpoint()
-
-
-def _also(address: str, port: int) -> list[socket.socket]:
-    try:
-        return bind([(address, port)])
-    except OSError:
-        return []  # somebody has the same port at the other address
 
 
 def _line(message: Json | bytes | str) -> bytes:

@@ -12,10 +12,8 @@ import asyncio
 import atexit
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,13 +29,13 @@ from typing import Any, Self
 import psutil
 from lookalikes.ollama import USUAL, Model, OllamaLookalike, Script
 from lookalikes.raw_http import Request
+from ports import GATEWAY_OFFSET, free_port_base
 
 from protocol import names
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("CHORUS_", "XDG_", "OLLAMA_", "FAC", "NO_COLOR", "FORCE_COLOR", "SSH_", "PYTEST_")
 WITHIN = 60.0  # seconds for any one command
-GATEWAY_OFFSET = 199  # where the gateway of a test's team listens, from its port_base on
 
 
 class Team:
@@ -279,34 +277,3 @@ def wait_until(is_true: Callable[[], bool], within: float, otherwise: str) -> No
 def command(*args: str) -> list[str]:
     """The argument list of `chorus ARGS`. -P: like the installed command, it does not look into the folder it is called in."""
     return [sys.executable, "-P", "-m", "supervisor.cli", *args]
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-def free_port_base(roster: Sequence[str] | None = None) -> int:
-    """A port_base whose specialists' ports are all free, below the range that the kernel gives to clients."""
-    team = [names.canonical(name) for name in roster or names.ROSTER]
-    wanted = [names.OFFSETS[name] for name in team if name in names.OFFSETS]
-    wanted += range(100, 100 + len(team) - len(wanted))  # names outside the table
-    wanted.append(GATEWAY_OFFSET)
-    bases = list(range(10_000, 32_000, 200))
-    random.shuffle(bases)
-    return next(base for base in bases if all(_is_free(base + offset) for offset in wanted))
-
-
-def _is_free(port: int) -> bool:
-    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-        try:
-            with socket.socket(family) as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind((host, port))
-        except OSError as error:
-            if family == socket.AF_INET or error.errno == 98:  # EADDRINUSE; a machine may have no IPv6
-                return False
-    return True

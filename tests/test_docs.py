@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from certifying import certified
-from team import GATEWAY_OFFSET, free_port_base
+from ports import GATEWAY_OFFSET, free_port_base
 from user_manager import UserManager
 
 from protocol.settings import Gateway

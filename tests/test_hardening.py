@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ports import free_port_base
 from system_manager import SystemManager
-from team import ROOT, free_port_base, wait_until
+from team import ROOT, wait_until
 
 from supervisor.fleet.calls import SPARE
 

@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 
 import psutil
-from team import free_port, wait_until
+from ports import free_port
+from team import wait_until
 from user_manager import UserManager
 
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from team import ROOT, command, free_port
+from ports import free_port
+from team import ROOT, command
 
 ACTIVATOR = shutil.which("systemd-socket-activate")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from team import ROOT, command, free_port
+from ports import free_port
+from team import ROOT, command
 
 from daemon.notify import Systemd
 

@@ -14,7 +14,8 @@ from typing import Self
 import anyio
 import pytest
 from keeping import all_ready, ask_health, control, fork_server_of, gone, one, pids, report, until
-from team import Team, free_port_base
+from ports import free_port_base
+from team import Team
 
 from protocol.client import connect
 from protocol.control import Outcome, Planned, Reload, Restart, Result, Shutdown, Start, Stop, Transition, Watch

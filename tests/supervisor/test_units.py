@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from team import ROOT, free_port_base
+from ports import free_port_base
+from team import ROOT
 from user_manager import UserManager
 
 from supervisor.config import load

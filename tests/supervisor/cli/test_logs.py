@@ -16,7 +16,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import pytest
-from team import Team, command, free_port_base
+from ports import free_port_base
+from team import Team, command
 from user_manager import UserManager
 
 from daemon.logs import OneLine

@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from team import command, free_port_base, wait_until
+from ports import free_port_base
+from team import command, wait_until
 from user_manager import UserManager
 
 ROSTER = ["apollo", "athena"]

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from certifying import certified
 from msgspec.structs import replace
-from team import free_port
+from ports import free_port
 
 from protocol.errors import ConnectionLost, PeerError, Refused, WrongReply
 from protocol.settings import GatewayConfig

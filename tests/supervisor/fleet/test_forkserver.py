@@ -16,7 +16,7 @@ import psutil
 import pytest
 from keeping import fork_server, forked_by, specialist, wait_gone, wait_reaped
 from msgspec.structs import replace
-from team import free_port
+from ports import free_port
 
 from protocol.framing import LineBuffer
 from protocol.settings import SpecialistConfig

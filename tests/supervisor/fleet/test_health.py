@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import keeping
 import pytest
-from team import free_port
+from ports import free_port
 
 from protocol.settings import SpecialistConfig
 from supervisor.fleet import health

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import socket
 
-from team import free_port
+from ports import free_port
 
 from supervisor.fleet.owner import describe, owner_of
 

@@ -17,8 +17,8 @@ import anyio.lowlevel
 import pytest
 from keeping import Kept, fork_server, gone, keeping
 from msgspec.structs import replace
+from ports import GATEWAY_OFFSET, free_port_base
 from surviving import Callers
-from team import GATEWAY_OFFSET, free_port_base
 
 from protocol.settings import GatewayConfig
 from supervisor.config import load
