@@ -35,8 +35,13 @@ def _the_loop_is_known(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, tests that share a fixture of their module stay in one process, in their order."""
+    """For tests side by side: those that share a fixture stay in one process, in their order; those that take longest begin
+    first.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-        if any(fixture.scope == "module" for found in fixtures for fixture in found):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        # By where the fixture is: a file, or the folder of a conftest.py. Those of plugins have no place.
+        shared = {one.baseid for found in fixtures for one in found if one.scope != "function" and one.baseid}
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))

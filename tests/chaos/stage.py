@@ -65,8 +65,11 @@ class Before(Struct, frozen=True):
 class Stage:
     """One team, up, with its clients and its witness. `names` are whom faults hit: specialists, and the gateway."""
 
-    def __init__(self, team: Team, names: list[str], machine: Machine, settings: Supervision) -> None:
+    def __init__(
+        self, team: Team, names: list[str], machine: Machine, settings: Supervision, patience: float = 0.0
+    ) -> None:
         self.team = team
+        self.patience = patience  # seconds that everything may take longer, on a machine that has other work
         self.names = names
         self.machine = machine
         self.settings = settings
@@ -166,7 +169,7 @@ class Stage:
         self, name: str, holds: Callable[[dict[str, Any]], bool], within: float, what: str
     ) -> dict[str, Any]:
         """The status of a specialist as soon as something holds of it; a breach when it does not in time."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + within + self.patience
         while not holds(seen := await self.status(name)):
             if time.monotonic() > deadline:
                 self.complain(f"{name}: not {what} within {within:g} s: {seen}")
@@ -195,7 +198,7 @@ class Stage:
 
     async def answered_by_another(self, name: str, old: int, within: float, began: float) -> float | None:
         """Seconds from `began` until somebody else than `old` answers there; None, and a breach, when nobody does in time."""
-        deadline = began + within
+        deadline = began + within + self.patience
         while True:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

@@ -93,8 +93,8 @@ async def test_a_stopped_specialist_is_found(stage: Stage) -> None:
 
 async def test_a_refused_connection_is_found(stage: Stage) -> None:
     async with asked(stage):
-        await asyncio.to_thread(stage.team.run, "stop", "apollo")
         with stage.dying("apollo"):  # not even a death excuses it
+            await asyncio.to_thread(stage.team.run, "stop", "apollo")
             assert "refused" in await until_complaint(stage)
 
 

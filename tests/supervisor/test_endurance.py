@@ -109,6 +109,7 @@ async def test_whoever_stops_spins_or_blocks_is_found_within_eight_seconds_and_r
             assert "most recent call first" in (team.home / f".local/state/chorus/logs/{name}.out").read_text()
 
 
+@pytest.mark.long
 async def test_a_supervisor_that_was_stopped_for_eight_seconds_restarts_nobody(tmp_path: Path) -> None:
     with team_under_orders(tmp_path, EIGHT_SECONDS_LONG) as (team, _):
         before = await until(team, all_ready)

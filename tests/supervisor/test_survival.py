@@ -345,6 +345,7 @@ def order_death(at: Path, number: int) -> None:
     draft.replace(at)
 
 
+@pytest.mark.long
 async def test_the_fork_server_may_die_at_any_line(tmp_path: Path) -> None:
     """While it learns of a specialist's death and starts the next one, until there is no line left. Every third line, or
     all of them where EVERY_LINE is set.
@@ -373,6 +374,7 @@ async def test_the_fork_server_may_die_at_any_line(tmp_path: Path) -> None:
         assert number > 50, "so few lines cannot have been all"
 
 
+@pytest.mark.long
 async def test_the_supervisor_may_die_at_any_line(tmp_path: Path) -> None:
     """While it hears of a specialist's death and has the next one started; the next supervisor makes good what is missing."""
     with team_that_dies(tmp_path, "supervisor") as (team, at):

@@ -1,4 +1,4 @@
-"""One team for all tests that look at the gateway from outside. They belong to one group: side by side they would share it."""
+"""One team for all tests that look at the gateway from outside. Side by side they stay in one process, which has it."""
 
 from __future__ import annotations
 

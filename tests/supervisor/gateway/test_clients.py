@@ -17,8 +17,6 @@ from seed_clients import SSEClient, receive, received
 
 from supervisor.sse import EventClient, Lost
 
-pytestmark = pytest.mark.xdist_group("gateway's clients")
-
 HERE = Path(__file__).resolve().parents[2] / "clients"
 WORDS = ("one ", "zwei ", "trois ", "четыре ", "五 ")
 STEPPED = Script(tokens=WORDS, stepped=True)

@@ -12,8 +12,6 @@ from fronting import NODE, Front, program, wait_until
 from lookalikes.ollama import Script
 from proxying import Proxy
 
-pytestmark = pytest.mark.xdist_group("gateway's clients")
-
 WORDS = ("one ", "two ", "three ")
 STEPPED = Script(tokens=WORDS, stepped=True)
 TEAM, OPENAI = "/api/team-chat", "/v1/chat/completions"

@@ -17,7 +17,7 @@ from proxying import Proxy
 
 from protocol.events import Event
 
-pytestmark = [pytest.mark.xdist_group("gateway's clients"), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WORDS = ("one ", "zwei ", "trois ", "четыре ", "五 ")
 STEPPED = Script(tokens=WORDS, stepped=True)

@@ -8,11 +8,8 @@ import re
 import signal
 
 import anyio
-import pytest
 from fronting import WITHIN, Front, program
 from lookalikes.ollama import Script
-
-pytestmark = pytest.mark.xdist_group("gateway's clients")
 
 WORDS = ("one ", "two ", "three ")
 STEPPED = Script(tokens=WORDS, stepped=True)

@@ -19,8 +19,6 @@ from serving import until
 
 from supervisor.gateway import chat, operation
 
-pytestmark = pytest.mark.xdist_group("gateway's clients")
-
 WORDS = ("one ", "two ", "three ")
 HELD = Script(tokens=WORDS, hold=True)
 STEPPED = Script(tokens=WORDS, stepped=True)
