@@ -154,7 +154,8 @@ async def test_a_slow_client_gets_every_byte_in_the_end(tmp_path: Path) -> None:
             await until(lambda: served.specialist.in_flight == 0 and served.server.ledger.total())
             client.reader._transport.resume_reading()  # type: ignore[attr-defined]
             replies = await client.replies()
-    assert [reply["chunk_index"] for reply in replies[1:-1]] == list(range(300))
+    chunks = [reply["chunk_index"] for reply in replies if reply["type"] == "stream_chunk"]
+    assert chunks == list(range(300))
 
 
 async def test_all_unsent_bytes_together_stay_under_the_limit_and_neighbours_live(tmp_path: Path) -> None:
@@ -185,11 +186,11 @@ async def test_a_reader_at_a_walk_is_not_cut_off(tmp_path: Path, monkeypatch: py
         loop = asyncio.get_running_loop()
         with anyio.fail_after(10):
             await until(served.server.ledger.total)
-            end = loop.time() + 3.0
-            while loop.time() < end:
-                next_read = loop.time() + 0.01
-                client.socket._sock.recv(8192)
-                await until(lambda at=next_read: loop.time() > at)  # type: ignore[misc]
+            began, taken = loop.time(), 0
+            while (passed := loop.time() - began) < 3.0:
+                if taken < 800_000 * passed:
+                    taken += len(client.socket._sock.recv(8192))
+                await anyio.lowlevel.checkpoint()
         assert served.server._conversations
 
 

@@ -18,9 +18,12 @@ from protocol.settings import Backend, Limits, SpecialistConfig
 
 B = TypeVar("B", bound=AnyBackend)
 
-# Everything that a user would wait for, in hundredths: short enough for a test, long enough for a loopback
-# round trip.
-QUICK = Rhythm(quiet=0.02, look_again=0.01, look_limit=1.0, probe=0.01, after_finish=0.05)
+# Short where something has to come about, long where a busy machine is to be waited for. The others are for tests of what
+# happens when a wait is over.
+QUICK = Rhythm(quiet=60.0, look_again=0.01, probe=0.01, after_finish=60.0)
+TALKATIVE = msgspec.structs.replace(QUICK, quiet=0.02)
+FOLLOWING = msgspec.structs.replace(QUICK, look=0.05)
+HASTY = msgspec.structs.replace(QUICK, after_finish=0.5)
 
 
 def config_for(url: str, state: Path, **changes: Any) -> SpecialistConfig:

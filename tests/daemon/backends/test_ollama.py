@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from lookalikes.asking import (
+    HASTY,
     QUICK,
     config_for,
     content,
@@ -244,7 +245,7 @@ async def test_when_the_backend_ends_every_question_under_way_fails(tmp_path: Pa
 
 async def test_an_endless_answer_costs_no_memory_here(tmp_path: Path) -> None:
     script = Script(tokens=("word ",) * 1000, burst=1000, endless=True)
-    with anyio.fail_after(20):
+    with anyio.fail_after(120):
         async with (
             OllamaLookalike(script) as server,
             running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
@@ -290,9 +291,9 @@ async def test_an_end_that_comes_after_the_last_line_does_not_cost_the_connectio
             server.let_go()
             await first.answered.wait()
             server.script = Script()
-            await backend.embed(["a"], None)
-            await steps_of(backend)
-            assert first.connection in {one.connection for one in server.requests[-2:]}
+            known = len(server.requests)
+            while not any(one.connection == first.connection for one in server.requests[known:]):
+                await steps_of(backend)  # its end may still be on its way to us
 
 
 async def test_a_kept_connection_that_died_meanwhile_is_no_failure(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ async def test_a_server_that_keeps_the_answer_open_after_done_does_not_hold_us(t
     with anyio.fail_after(5):
         async with (
             OllamaLookalike(Script(after_done="stay")) as server,
-            running(Ollama(config_for(server.url, tmp_path), QUICK)) as backend,
+            running(Ollama(config_for(server.url, tmp_path), HASTY)) as backend,
         ):
             assert await text_of(backend) == "Hello, world"
             await server.asked()[-1].gone.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from lookalikes.asking import QUICK, config_for, question, running, steps_of, text_of, until
+from lookalikes.asking import FOLLOWING, QUICK, config_for, question, running, steps_of, text_of, until
 from lookalikes.ollama import Model, OllamaLookalike, Refusal, Script
 
 from daemon.backends.ollama import Ollama
@@ -21,7 +21,7 @@ async def test_a_server_that_is_not_there_is_down_and_says_how_to_start_it(tmp_p
     with anyio.fail_after(5):
         async with OllamaLookalike() as server:
             await server.refuse()
-            async with running(Ollama(config_for(server.url, tmp_path, model="tiny"), QUICK)) as backend:
+            async with running(Ollama(config_for(server.url, tmp_path, model="tiny"), FOLLOWING)) as backend:
                 with pytest.raises(BackendDown, match="start it with `ollama serve`"):
                     await steps_of(backend)
                 assert backend.state.state == "down"
@@ -96,9 +96,9 @@ async def test_no_misbehaviour_of_the_server_ends_the_watch(tmp_path: Path, scri
         ):
             await until(lambda: backend.state.state == "down")
             assert backend.state.error
-            server.script = Script()
             with pytest.raises(BackendDown):
                 await steps_of(backend, question(model=None))
+            server.script = Script()
             await until(lambda: backend.state.state == "ready")
 
 

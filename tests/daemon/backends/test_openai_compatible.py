@@ -9,7 +9,10 @@ from typing import Any
 import anyio
 import pytest
 from lookalikes.asking import (
+    FOLLOWING,
+    HASTY,
     QUICK,
+    TALKATIVE,
     config_for,
     content,
     finish,
@@ -60,7 +63,7 @@ async def test_every_flavour_of_a_good_answer_is_one(tmp_path: Path, script: Scr
     with anyio.fail_after(5):
         async with (
             OpenAILookalike(script) as server,
-            running(OpenAICompatible(config_for(server.url, tmp_path), QUICK)) as backend,
+            running(OpenAICompatible(config_for(server.url, tmp_path), HASTY)) as backend,
         ):
             steps = await steps_of(backend)
     assert content(steps) == "Hello, world"
@@ -182,7 +185,7 @@ async def test_who_waits_is_told_of_the_queue_or_of_the_prompt(tmp_path: Path) -
     with anyio.fail_after(5):
         async with (
             OpenAILookalike(Script(hold=True)) as server,
-            running(OpenAICompatible(config_for(server.url, tmp_path), QUICK)) as backend,
+            running(OpenAICompatible(config_for(server.url, tmp_path), TALKATIVE)) as backend,
             anyio.create_task_group() as tasks,
         ):
             for number, answer in enumerate(answers, start=1):
@@ -223,7 +226,7 @@ async def test_a_server_that_comes_and_goes_is_followed(tmp_path: Path) -> None:
     with anyio.fail_after(5):
         async with (
             OpenAILookalike() as server,
-            running(OpenAICompatible(config_for(server.url, tmp_path), QUICK)) as backend,
+            running(OpenAICompatible(config_for(server.url, tmp_path), FOLLOWING)) as backend,
         ):
             await until(lambda: backend.state.state == "ready")
             await server.refuse()

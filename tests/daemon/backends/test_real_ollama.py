@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 from lookalikes.asking import QUICK, config_for, content, finish, question, running, steps_of, thinking, until
+from ports import free_port
 
 from daemon.backends.ollama import Ollama
 from protocol.errors import BadRequest, ContextOverflow, EmptyAnswer, ModelMissing, Truncated
@@ -34,8 +34,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of our own on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        host = f"127.0.0.1:{free.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     home = tmp_path_factory.mktemp("ollama")
     settings = {"OLLAMA_HOST": host, "OLLAMA_MODELS": str(MODELS), "OLLAMA_NO_CLOUD": "1", "HOME": str(home)}
     with (home / "log").open("wb") as log:
@@ -48,7 +47,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 async def ready(url: str, state: Path, model: str = "tiny") -> Ollama:
-    backend = Ollama(config_for(url, state, model=model), QUICK)
+    # Its threads spin while they wait for each other: on a busy machine, two take a hundred times as long as one.
+    backend = Ollama(config_for(url, state, model=model, profile={"num_thread": 1}), QUICK)
     async with running(backend):
         await until(lambda: backend.state.state in ("ready", "model_missing"))
     return backend

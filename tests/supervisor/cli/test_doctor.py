@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 from lookalikes.ollama import OllamaLookalike
-from team import Team, free_port
+from ports import free_port
+from team import Team
 
 from protocol.control import BackendStatus, GatewayStatus, SpecialistStatus, StatusReport, SupervisorStatus
 from supervisor.checkup import machine, models, team
@@ -247,7 +248,8 @@ def test_a_missing_model_says_how_to_get_it() -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    with Team.start(tmp_path_factory.mktemp("doctor"), roster=["apollo", "athena"]) as team_:
+    patient = "[supervision]\nhung_after = 600.0\n"  # who hangs is to be there still when the doctor comes
+    with Team.start(tmp_path_factory.mktemp("doctor"), patient, ["apollo", "athena"]) as team_:
         yield team_
 
 

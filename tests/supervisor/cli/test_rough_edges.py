@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,15 +89,15 @@ def test_a_mistake_in_the_configuration_does_not_keep_the_team_up(tmp_path: Path
 def test_up_while_the_team_goes_down_waits_and_starts_it_again(tmp_path: Path) -> None:
     with ModelServer() as server, Team.start(tmp_path, roster=["apollo"], env=server.env) as team:
         server.use(Script(ending="stall", after=1))  # an answer that keeps `down` waiting for its grace
-        asking = threading.Thread(target=team.run, args=("ask", "apollo", "hello"))
-        asking.start()
-        server.wait_asked()
-        going = threading.Thread(target=team.run, args=("down", "--grace", "2"))
-        going.start()
-        wait_until(lambda: team.status()["supervisor"]["state"] == "stopping", 10, "it does not go down")
-        again = team.run("up")
+        with team.popen("ask", "apollo", "hello") as asking:
+            server.wait_asked()
+            with team.popen("down", "--grace", "60") as going:
+                wait_until(lambda: team.status()["supervisor"]["state"] == "stopping", 10, "it does not go down")
+                with team.popen("up") as again:
+                    assert again.stderr is not None
+                    assert b"waiting for the team to go down" in again.stderr.readline()
+                    asking.kill()
+                    again.communicate(timeout=60)
+                going.communicate(timeout=60)
         assert again.returncode == 0
-        assert "waiting for the team to go down" in again.stderr
         assert team.status()["specialists"][0]["state"] == "ready"
-        going.join()
-        asking.join()

@@ -200,10 +200,11 @@ def test_ctrl_c_in_the_synthesis_keeps_every_answer(team: Team, server: ModelSer
     server.use(Script(tokens=("word ",), endless=True, rate=50))
     server.let_go()
     assert process.stdout
-    while b'"phase":"synthesis"' not in process.stdout.readline():
-        pass
+    line = b""
+    while not (b'"event":"token"' in line and b'"phase":"synthesis"' in line):
+        line = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    server.wait_left(within=1.0)
+    server.wait_left(within=10.0)
     out, err = process.communicate(timeout=10)
     finished = events(out.decode())[-1]
     assert process.returncode == 130
