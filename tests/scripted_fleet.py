@@ -21,6 +21,7 @@ from protocol.messages import BackendState, HealthResponse
 from protocol.settings import ChildConfig
 from supervisor.errors import CannotStart
 from supervisor.fleet.calls import Exited, Process
+from supervisor.fleet.copies import Copies
 from supervisor.fleet.health import RETRY_AFTER, START_WITHIN, Answering, Silent, Verdict
 
 GOES_WITHIN = 0.05  # seconds in which an obedient process ends
@@ -62,6 +63,7 @@ class ScriptedLink:
         self.obeys = True
         self.backend: Literal["ready", "down"] = "ready"
         self.is_released = True
+        self.copies = Copies()  # of no listener: nobody here has a socket
         self._pids = itertools.count(100)
 
     async def fork(self, config: ChildConfig) -> int:
