@@ -14,7 +14,7 @@ class Rhythm(Struct, frozen=True):
     look_again: float = 1.0  # between two looks after a failure: a refused connection must not become a flood
     look_limit: float = 10.0  # /api/ps takes each runner's lock and may lag
     load_limit: float = 600.0  # a warm-up outlives the users who wait for it; a cold disk and 70 GB take minutes
-    probe: float = 2.0  # between two attempts to find a model server where there was none
+    probe: float = 5.0  # between two attempts to find a model server where there was none: every specialist makes them
     after_finish: float = 2.0  # for the usage that follows a finish_reason, and for the end of the body
 
 
