@@ -6,8 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +19,13 @@ from supervisor.cli.context import arguments, invocation, settings_of, surroundi
 from supervisor.cli.exits import Exit, Failure, not_running
 from supervisor.config import Loaded, load
 
+if TYPE_CHECKING:
+    from protocol.client import ControlConnection
+
 SUPERVISOR_WITHIN = 30.0  # seconds for the supervisor's socket to answer
 ANSWERS_WITHIN = 5.0  # seconds; one that does not even say how the team is will not end it either
 LOOK_EVERY = 0.02  # seconds between two looks at a supervisor that is coming up
+NAMED_AFTER = 2.0  # seconds of waiting for an end until it is said whose
 
 
 @click.command("up")
@@ -241,27 +247,12 @@ def _progress_end() -> None:
 async def _down(loaded: Loaded, grace: float | None, own: bool) -> int:
     import anyio
 
-    from protocol.control import Progress, Shutdown, Status
-    from protocol.errors import ConnectionLost
     from supervisor.cli.reach import supervisor
     from supervisor.fleet.registry import read_journal
 
     try:
         async with supervisor(loaded, own=own) as connection:
-            stopped = 0
-            try:
-                with anyio.move_on_after(ANSWERS_WITHIN) as patience:
-                    await connection.call(Status(names=[]))
-                if patience.cancelled_caught:
-                    raise not_running(f"the supervisor does not answer within {ANSWERS_WITHIN:g} s")
-                async for answer in connection.ask(Shutdown(grace=grace)):
-                    if isinstance(answer, Progress) and answer.to == "stopped":
-                        stopped += answer.name != GATEWAY
-                        cut = "" if "code 0" in answer.cause else f" ({answer.cause})"
-                        click.echo(f"stopped {answer.name}{cut}", err=True)
-                await connection.receive()
-            except ConnectionLost:
-                pass  # its end is what we wait for
+            stopped = await _take_down(connection, grace)
     except Failure:
         before = read_journal(loaded.dirs.state / "registry.json")
         if before and before.supervisor.restarter == "systemd" and before.supervisor.state == "running":
@@ -279,6 +270,49 @@ async def _down(loaded: Loaded, grace: float | None, own: bool) -> int:
             await anyio.sleep(0.01)
     click.echo(f"the team is down, {stopped} specialists stopped", err=True)
     return Exit.DONE
+
+
+async def _take_down(connection: ControlConnection, grace: float | None) -> int:
+    """Has the team go down; says who has ended and, after a while, for whom it waits. Returns how many specialists ended."""
+    import anyio
+
+    from protocol.control import Progress, Shutdown, Status
+    from protocol.errors import ConnectionLost
+
+    stopped = 0
+    waiting: dict[str, None] = {}
+
+    async def say_for_whom() -> None:
+        await anyio.sleep(NAMED_AFTER)
+        if waiting:
+            names = ", ".join(waiting)
+            click.echo(f"waiting for {names}: what is under way is finished first  do: chorus down --grace 0", err=True)
+
+    async def follow() -> None:
+        nonlocal stopped
+        async for answer in connection.ask(Shutdown(grace=grace)):
+            if isinstance(answer, Progress) and answer.to == "stopping":
+                waiting[answer.name] = None
+            elif isinstance(answer, Progress) and answer.to == "stopped":
+                waiting.pop(answer.name, None)
+                stopped += answer.name != GATEWAY
+                cut = "" if "code 0" in answer.cause else f" ({answer.cause})"
+                click.echo(f"stopped {answer.name}{cut}", err=True)
+        await connection.receive()
+
+    try:
+        with anyio.fail_after(ANSWERS_WITHIN):
+            await connection.call(Status(names=[]))
+    except TimeoutError:
+        raise not_running(f"the supervisor does not answer within {ANSWERS_WITHIN:g} s") from None
+    except ConnectionLost:
+        return 0  # it was on its way down
+    async with anyio.create_task_group() as saying:
+        saying.start_soon(say_for_whom)
+        with suppress(ConnectionLost):  # its end is what we wait for
+            await follow()
+        saying.cancel_scope.cancel()
+    return stopped
 
 
 def end_leftovers(loaded: Loaded) -> int:

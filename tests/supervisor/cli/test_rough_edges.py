@@ -86,6 +86,19 @@ def test_a_mistake_in_the_configuration_does_not_keep_the_team_up(tmp_path: Path
         assert "stopped" in team.run("status").stdout
 
 
+def test_down_says_for_whom_it_waits(tmp_path: Path) -> None:
+    with ModelServer() as server, Team.start(tmp_path, roster=["apollo", "athena"], env=server.env) as team:
+        server.use(Script(ending="stall", after=1))
+        asking = threading.Thread(target=team.run, args=("ask", "apollo", "hello"))
+        asking.start()
+        server.wait_asked()
+        said = team.run("down", "--grace", "3")
+        asking.join()
+    assert said.returncode == 0
+    assert "waiting for apollo: what is under way is finished first  do: chorus down --grace 0\n" in said.stderr
+    assert said.stderr.index("stopped athena") < said.stderr.index("waiting for") < said.stderr.index("stopped apollo")
+
+
 def test_up_while_the_team_goes_down_waits_and_starts_it_again(tmp_path: Path) -> None:
     with ModelServer() as server, Team.start(tmp_path, roster=["apollo"], env=server.env) as team:
         server.use(Script(ending="stall", after=1))  # an answer that keeps `down` waiting for its grace
