@@ -52,7 +52,7 @@ STEPS: dict[tuple[State, Event], State] = {
     (State.STREAMING, Event.BROKEN): State.FAILED,
 }
 
-OVER = frozenset({State.DONE, State.FAILED})
+OVER = (State.DONE, State.FAILED)  # no set: asked at every token, and a member of an Enum is hashed in Python
 
 _EVENTS: dict[type[Reply], Event] = {
     Error: Event.REFUSED,
@@ -87,7 +87,7 @@ class Exchange:
 
     @property
     def over(self) -> bool:
-        return self.state in (State.DONE, State.FAILED)
+        return self.state in OVER
 
     def advance(self, reply: Reply) -> None:
         """Takes the next reply; raises WrongReply for one that cannot come here."""
