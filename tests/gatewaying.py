@@ -25,6 +25,7 @@ from daemon.backends import Backend
 from protocol.settings import Colleague, Gateway, GatewayConfig, Limits
 from supervisor.gateway import keys
 from supervisor.gateway.app import build
+from supervisor.gateway.follow import USUAL, Patience
 from supervisor.gateway.house import House
 from supervisor.gateway.keys import KeyScope
 from supervisor.gateway.tls import Certificate
@@ -200,7 +201,7 @@ def config_in(folder: Path, roster: list[Colleague], **settings: Any) -> Gateway
 
 @asynccontextmanager
 async def gateway(
-    folder: Path, settings: dict[str, Any] | None = None, /, **team: Backend
+    folder: Path, settings: dict[str, Any] | None = None, patience: Patience = USUAL, /, **team: Backend
 ) -> AsyncGenerator[ServedGateway]:
     """A gateway in front of these specialists, until the end of the block."""
     async with AsyncExitStack() as stack:
@@ -209,7 +210,8 @@ async def gateway(
             for name, backend in team.items()
         }
         roster = [Colleague(name, "127.0.0.1", served.port) for name, served in behind.items()]
-        yield await stack.enter_async_context(served_by(config_in(folder, roster, **(settings or {})), behind))
+        config = config_in(folder, roster, **(settings or {}))
+        yield await stack.enter_async_context(served_by(config, behind, patience))
 
 
 @asynccontextmanager
@@ -227,9 +229,11 @@ async def gateway_of(team: Team, **settings: Any) -> AsyncGenerator[ServedGatewa
 
 
 @asynccontextmanager
-async def served_by(config: GatewayConfig, behind: dict[str, Served]) -> AsyncGenerator[ServedGateway]:
+async def served_by(
+    config: GatewayConfig, behind: dict[str, Served], patience: Patience = USUAL
+) -> AsyncGenerator[ServedGateway]:
     """A gateway of this configuration, on a free port."""
-    house = House(config)
+    house = House(config, patience)
     async with anyio.create_task_group() as group:
         await group.start(house.run)
         runner = web.AppRunner(build(house), shutdown_timeout=1.0)

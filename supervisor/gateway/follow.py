@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import anyio
 from aiohttp import web
+from msgspec import Struct
 
 from supervisor.gateway.frames import COMMENT, RETRY
 from supervisor.gateway.stream import Reader
@@ -23,54 +24,80 @@ HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",  # else nginx holds events back until its buffer is full
 }
-LOOK_EVERY = 0.25  # seconds
-STATUS_WITHIN = 1.0  # seconds in which work that fails is still answered by a status; then the status line goes out
-COMMENT_AFTER = 15.0  # seconds: proxies cut what is silent for 30 to 60
-WRITE_WITHIN = 10.0  # seconds a reader may take nothing of what was written to it
 SEND_BUFFER = 65_536  # bytes that the kernel holds for one reader; left alone it takes megabytes before a write waits
 GONE_AFTER = 30_000  # milliseconds until the kernel gives up on a peer that acknowledges nothing
 
 
-class Connection:
-    """A reader's connection, as `Beat` sees it. Times are the loop's."""
+class Patience(Struct, frozen=True):
+    """How long a connection may be silent, in each direction. Seconds; a look late, or two. Tests pass shorter ones."""
 
-    __slots__ = ("_buffered", "_since", "bytes", "events", "is_due", "patience", "reader", "transport")
+    look_every: float = 0.25
+    status: float = 0.75  # in which work that fails is still answered by a status; the status line goes out within 1
+    comment: float = 14.5  # one at least every 15: proxies cut what is silent for 30 to 60
+    write: float = 10.0  # in which a reader takes nothing of what was written to it
+
+
+USUAL = Patience()
+
+
+class Connection:
+    """A reader's connection, as `Beat` sees it."""
+
+    __slots__ = (
+        "_is_waiting",
+        "_left",
+        "_since",
+        "_wrote",
+        "bytes",
+        "events",
+        "is_begun",
+        "is_due",
+        "reader",
+        "transport",
+    )
 
     def __init__(self, reader: Reader, transport: asyncio.Transport) -> None:
         self.reader = reader
         self.transport = transport
-        self.patience = STATUS_WITHIN
+        self.is_begun = False  # the status line is out
         self.is_due = False  # for a comment
         self.events = self.bytes = 0  # written until now
-        self._since = asyncio.get_running_loop().time()  # of the last write, or of the last progress of one
-        self._buffered: int | None = None  # bytes not yet taken, while a write waits
+        self._wrote = False  # since the last look
+        self._is_waiting = False  # to be taken
+        self._left = 0  # bytes that were not taken at the last look, while a write waits
+        self._since = asyncio.get_running_loop().time()  # of the last write, or of the last progress of one, to a look
         _bound(transport.get_extra_info("socket"))
 
     async def write(self, response: web.StreamResponse, data: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self._since, self._buffered = loop.time(), len(data) + self.transport.get_write_buffer_size()
+        self._is_waiting, self._left = True, 0
         await response.write(data)
-        self._since, self._buffered = loop.time(), None
+        self._is_waiting, self._wrote = False, True
         self.bytes += len(data)
 
-    def look(self, now: float) -> None:
+    async def end(self, response: web.StreamResponse) -> None:
+        self._is_waiting, self._left = True, 0  # for what was written before, too
+        await response.write_eof()
+
+    def look(self, now: float, patience: Patience) -> None:
         """Cuts it off, or has it send a comment, where it is time for that."""
-        if self._buffered is None:
-            if now - self._since >= self.patience:
-                self.is_due = True
-                self.reader.wake()
-            return
-        left = self.transport.get_write_buffer_size()
-        if left < self._buffered:
-            self._since, self._buffered = now, left
-        elif now - self._since > WRITE_WITHIN:
-            self.transport.abort()
+        if self._is_waiting:
+            left = self.transport.get_write_buffer_size()
+            if left != self._left:  # the first look, or some of it was taken
+                self._since, self._left = now, left
+            elif now - self._since > patience.write:
+                self.transport.abort()
+        elif self._wrote:
+            self._since, self._wrote = now, False
+        elif now - self._since >= (patience.comment if self.is_begun else patience.status):
+            self.is_due = True
+            self.reader.wake()
 
 
 class Beat:
     """Looks after all connections, and has what was written to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience = USUAL) -> None:
+        self._patience = patience
         self._connections: set[Connection] = set()
         self._some = anyio.Event()
         self._events = self._bytes = 0  # of connections that have ended
@@ -94,10 +121,10 @@ class Beat:
             if not self._connections:
                 self._some = anyio.Event()
                 await self._some.wait()
-            await anyio.sleep(LOOK_EVERY)
+            await anyio.sleep(self._patience.look_every)
             now = loop.time()
             for one in list(self._connections):
-                one.look(now)
+                one.look(now, self._patience)
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -153,14 +180,14 @@ async def _write(
             if reader.stream.refused is not None and data is not COMMENT:
                 raise reader.stream.refused
             await response.prepare(request)
-            connection.patience = COMMENT_AFTER
+            connection.is_begun = True
         if not is_told and data is not COMMENT:
             # With the first event: some readers take a block of nothing but `retry:` for an event.
             data, is_told = RETRY + data, True
         await connection.write(response, data)
     if not response.prepared:
         await response.prepare(request)
-    await response.write_eof()
+    await connection.end(response)
     return response
 
 

@@ -20,7 +20,7 @@ from supervisor.gateway import chat, cookie, keys, logs, openai_telling, special
 from supervisor.gateway.admission import Admission
 from supervisor.gateway.connections import Connections
 from supervisor.gateway.cookie import Cookies
-from supervisor.gateway.follow import Beat
+from supervisor.gateway.follow import USUAL, Beat, Patience
 from supervisor.gateway.guard import Guard
 from supervisor.gateway.happenings import Happenings
 from supervisor.gateway.keys import Keys
@@ -38,7 +38,7 @@ VOCABULARIES = (chat.VOCABULARY, teamevents.VOCABULARY, openai_telling.VOCABULAR
 class House:
     """Everything that routes need. `run` lives as long as the gateway does."""
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, patience: Patience = USUAL) -> None:
         self.config = config
         self.instance = secrets.token_hex(8)
         self.born = time.monotonic()
@@ -58,7 +58,7 @@ class House:
         self.team.hear(self.happenings.take)
         vocabularies = (*VOCABULARIES, self.happenings.vocabulary)
         self.streams = Streams(state / "streams", vocabularies, config.settings.streams)
-        self.beat = Beat()
+        self.beat = Beat(patience)
         self.requests = Requests()
         self.is_draining = False
 

@@ -16,6 +16,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from protocol.codec import parse_json
+from protocol.errors import ProtocolError
+
 logger = logging.getLogger("chorus.gateway")
 
 SUFFIX = ".sse"
@@ -67,21 +70,21 @@ _END = b"\n\n"
 class Record:
     """The file of one stream, by its one writer. A disk that fails is logged, and the stream goes on without."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int | None) -> None:
         self.path = path
-        self.is_whole = True  # everything that was to be written is there
-        self._descriptor: int | None = descriptor
+        self.is_whole = descriptor is not None  # everything that was to be written is there
+        self._descriptor = descriptor
 
     @classmethod
-    def create(cls, folder: Path, head: Head, epoch: str) -> Record | None:
-        """A new file, locked; None where the disk does not give one."""
+    def create(cls, folder: Path, head: Head, epoch: str) -> Record:
+        """A new file, locked. Where the disk does not give one, nothing is kept."""
         path = folder / f"{head.id}{SUFFIX}"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             record = cls(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            logger.error("stream %s is not kept on disk: %s: %s", head.id, path, error.strerror)
-            return None
+            logger.error("%s is not kept on disk: %s", path, error.strerror)
+            return cls(path, None)
         record._lock()
         record._write(_mark(_Mark(head=head)) + _mark(_Mark(epoch=epoch)))
         return record
@@ -158,8 +161,8 @@ def load(path: Path) -> Restored | None:
             frames.append(part + _END)
             continue
         try:
-            mark = _decode(part[len(_MARK) :])
-        except msgspec.MsgspecError:
+            mark = parse_json(_decode, part[len(_MARK) :])
+        except ProtocolError:
             return None
         head = mark.head or head
         if mark.ended is not None:

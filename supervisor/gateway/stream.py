@@ -5,7 +5,8 @@ and nobody slow holds whoever writes. An event's id is `<epoch>-<seq>`: `seq` co
 `epoch` names the stream and the process that wrote to it, so that an id alone says where its reader is.
 
 What was appended becomes visible once in a turn of the event loop: first on disk, where the stream is kept, then to readers, in
-one write each. So nobody has seen what a killed gateway would forget.
+one write each. So nobody has seen what a killed gateway would forget. It leaves the ring a turn later at the earliest: whoever
+was waiting has it by then, however much came at once.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Stream:
         self._epoch = list(self._epochs)[-1]
         self._loop = asyncio.get_running_loop()
         self._born = self._loop.time()
-        self._published = asyncio.Event()
+        self._published: asyncio.Event | None = None  # made by the first who waits for what is due
         if restored is not None:
             self.ended, self.failed = restored.ended, restored.failed
 
@@ -101,11 +102,6 @@ class Stream:
         self._fresh.append(one)
         self._bytes += len(one)
         self._publish_soon()
-        while len(self._frames) > RING_FRAMES or (
-            self._bytes > self._ring_bytes() and len(self._frames) > LEAST_FRAMES
-        ):
-            self._bytes -= len(self._frames.popleft())
-            self._first += 1
 
     def speaks(self) -> None:
         """It says something of its answer, and not only that it waits. Only the first time counts."""
@@ -136,12 +132,12 @@ class Stream:
     async def published(self) -> None:
         """Returns when what was appended until now may be read."""
         if self._is_due:
+            self._published = self._published or asyncio.Event()
             await self._published.wait()
 
     def _publish_soon(self) -> None:
         if not self._is_due:
             self._is_due = True
-            self._published.clear()
             self._loop.call_soon(self._publish)
 
     def _publish(self) -> None:
@@ -152,9 +148,23 @@ class Stream:
             if self.ended is not None:
                 self._record.end(self.ended, failed=self.failed)
         self._visible = self.count
-        self._published.set()
+        if self._published is not None:
+            self._published.set()
+            self._published = None
         for reader in self.readers:
             reader.wake()
+        if self._is_over_full():
+            self._loop.call_soon(self.trim)  # behind the readers who were just woken
+
+    def _is_over_full(self) -> bool:
+        size = len(self._frames)
+        return size > RING_FRAMES or (size > LEAST_FRAMES and self._bytes > self._ring_bytes())
+
+    def trim(self) -> None:
+        """Throws away the oldest events, where the ring holds more than it may."""
+        while self._first < self._visible and self._is_over_full():
+            self._bytes -= len(self._frames.popleft())
+            self._first += 1
 
     # -- what is known of it ---------------------------------------------------------------------------------------------
 

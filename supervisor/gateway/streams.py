@@ -34,8 +34,9 @@ logger = logging.getLogger("chorus.gateway")
 Work = Callable[[Stream], Awaitable[None]]
 
 KEPT_FOR = 3600.0  # seconds from the end of a stream
-ALL_RINGS = 134_217_728  # bytes, shared by the rings of all streams
+ALL_RINGS = 67_108_864  # bytes, shared by the rings of all streams; twice that at most, with what is not trimmed yet
 LEAST_RING = 65_536
+FULL_RINGS = ALL_RINGS // RING_BYTES  # so many streams have all that a ring may hold
 TAIL_EVERY = 0.1  # seconds between looks at what another gateway writes
 REAP_EVERY = 30.0
 FIRST_TOKEN = (
@@ -213,6 +214,8 @@ class Streams:
             stream = await self.find(stream_id, owner)
         except NotFound:
             return None
+        if stream.failed:
+            return None  # asked again, it is done again
         if stream.head.fingerprint != hashlib.sha256(asked).hexdigest():
             raise BadRequest(
                 f"Idempotency-Key: {retry_key!r} was that of another request: a new request needs a new key"
@@ -265,17 +268,20 @@ class Streams:
             stream.append(event, data)
 
     async def behind(self, reader: Reader) -> bytes | None:
-        """What a reader is told whose events have left the ring; it has caught up then. None: it can only be let go.
+        """What a reader is told whose events have left the ring: it has caught up then, but for the end of what is over.
 
-        Where its dialect has no word for that, it is given what it lacks, as long as that is on disk.
+        Where its dialect has no word for that, it is given what it lacks, as long as that is on disk. None: it can only be let
+        go.
         """
-        vocabulary = self._vocabularies[reader.stream.head.kind]
-        lost = reader.lost
-        first, frames = await self._frames(reader.stream)
-        place, reader.next = reader.next, first + len(frames)
-        if vocabulary.behind is not None:
-            return frame(*vocabulary.behind(lost, vocabulary.fold(map(fields, frames))))
-        return b"".join(frames[place - first :]) if place >= first else None
+        stream, lost, before = reader.stream, reader.lost, reader.next
+        vocabulary = self._vocabularies[stream.head.kind]
+        first, frames = await self._frames(stream)
+        reader.next = first + len(frames)
+        if vocabulary.behind is None:
+            return b"".join(frames[before - first :]) if before >= first else None
+        if stream.is_over:
+            reader.next = max(before, reader.next - LEAST_FRAMES)  # these say how it ended, and are sent as they are
+        return frame(*vocabulary.behind(lost, vocabulary.fold(map(fields, frames[: reader.next - first]))))
 
     async def outcome(self, stream: Stream, reader: Reader) -> list[Event]:
         """The last events of a stream, once it is over: at least those that say how it ended."""
@@ -421,11 +427,10 @@ class Streams:
     async def _reap(self, before: float) -> None:
         for stream in list(self._open.values()):
             if stream.ended is not None and stream.ended < before and not stream.readers:
-                self._forget(stream.head.id)
+                self._remove(stream.head.id)
         for stream_id, kept in list(self._kept.items()):
             if kept.ended is not None and kept.ended < before and stream_id not in self._open:
-                self._forget(stream_id)
-                self._path(stream_id).unlink(missing_ok=True)
+                self._remove(stream_id)
         # What another gateway began, and nobody asked here for.
         await anyio.to_thread.run_sync(record.remove_expired, self._folder, KEPT_FOR)
 
@@ -434,6 +439,10 @@ class Streams:
 
     def _opened(self, stream: Stream) -> Stream:
         self._open[stream.head.id] = stream
+        count = len(self._open)
+        if count >= FULL_RINGS and count & (count - 1) == 0:  # everybody's share has halved since it was last looked at
+            for one in self._open.values():
+                one.trim()
         stream.on_readers(self._came, self._left)
         self._note(stream.head, stream.ended, stream.epochs, failed=stream.failed, is_on_disk=stream.is_on_disk)
         return stream
@@ -461,6 +470,10 @@ class Streams:
             del self._open[head.id]
         elif not stream.was_to_be_kept or len(self._open) > self._most:
             self._forget(head.id)
+
+    def _remove(self, stream_id: str) -> None:
+        self._forget(stream_id)
+        self._path(stream_id).unlink(missing_ok=True)
 
     def _forget(self, stream_id: str) -> None:
         stream = self._open.pop(stream_id, None)
