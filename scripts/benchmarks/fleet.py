@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from benchmarks.contestants import Chorus, Contestant
 from benchmarks.instruments import answering, idle_use, is_alive, kill_and_ask, load, pss, timed, wait_gone
-from benchmarks.peers import Circus, Supervisord, install_peers
+from benchmarks.peers import VERSIONS, Circus, Supervisord, install
 
 LEFT_AFTER = 1.0  # seconds from its end until what lives counts as left behind
 SETTLED_AFTER = 3.0  # seconds from the last start to the idle window
@@ -84,7 +84,7 @@ def measure(effort: Effort) -> tuple[list[Figures], list[Loss], str | None]:
     folder = Path(tempfile.mkdtemp(prefix="bf-"))  # short: a socket's path may have 108 bytes
     contestants: list[Contestant] = []
     try:
-        commands = install_peers(folder)
+        commands = install(folder, VERSIONS)
         absent = commands if isinstance(commands, str) else None
         contestants.append(Chorus(folder, "chorus specialist"))
         if isinstance(commands, Path):

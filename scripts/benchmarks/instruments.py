@@ -104,6 +104,17 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def pin(pid: int, core: int) -> None:
+    """Keeps a process, and what it starts from now on, on one core, where there is more than one."""
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(pid, {core})
+
+
+def rss(pid: int) -> float:
+    """Resident set size in MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1_048_576
+
+
 def idle_use(pids: Sequence[int], window: float) -> list[float]:
     """The share of one core that each of these takes, over a window in seconds."""
     before, began = [cpu(pid) for pid in pids], time.monotonic()
@@ -197,6 +208,12 @@ def free_base(offsets: Sequence[int]) -> int:
                 held.enter_context(socket.create_server(("127.0.0.1", base + offset)))
             return base
     raise OSError("no free ports")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port: int = held.getsockname()[1]
+        return port
 
 
 # -- conditions -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.contestants import CHILD, Child, Contestant, counted, small, specialist
@@ -109,17 +110,17 @@ class Circus(Peer):
         return counted(line.split()[-1] for line in self._asked(*command) if ": " in line)
 
 
-def install_peers(folder: Path) -> Path | str:
-    """The folder with the peers' commands, or the reason why they are not there."""
+def install(folder: Path, packages: Mapping[str, str]) -> Path | str:
+    """The folder with the commands of these packages, in these versions; or the reason why they are not there."""
     venv = folder / "peers"
-    packages = [f"{name}=={version}" for name, version in VERSIONS.items()]
+    wanted = [f"{name}=={version}" for name, version in packages.items()]
     steps = [
         [PYTHON, "-m", "venv", str(venv)],
-        [str(venv / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *packages],
+        [str(venv / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *wanted],
     ]
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            return f"pip could not install {' and '.join(packages)}: {said[-1] if said else 'it did not say why'}"
+            return f"pip could not install {' and '.join(wanted)}: {said[-1] if said else 'it did not say why'}"
     return venv / "bin"

@@ -6,12 +6,13 @@ import datetime
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import crowd, fleet
+from benchmarks import crowd, fleet, gateway
 from benchmarks.instruments import percentile
 from benchmarks.peers import VERSIONS
+from benchmarks.relays import VERSIONS as RELAYS
 
 
 def put(path: Path, name: str, text: str) -> None:
@@ -46,6 +47,15 @@ def of_fleet(figures: Sequence[fleet.Figures], losses: Sequence[fleet.Loss], abs
 def of_crowd(figures: crowd.Figures) -> str:
     head = conditions(figures.loads)
     return f"{head}\n\n" + table([f"{figures.size} specialists", "measured"], crowd.rows(figures))
+
+
+def of_gateway(report: gateway.Report) -> str:
+    """Both tables of a gateway run."""
+    parts = [conditions(report.loads), _relays(report)]
+    if report.absent is not None:
+        wanted = ", ".join(f"{name} {version}" for name, version in RELAYS.items())
+        parts.append(f"Not measured: {wanted}: {report.absent}")
+    return "\n\n".join([*parts, _crowds(report)])
 
 
 def conditions(loads: Sequence[float]) -> str:
@@ -130,12 +140,84 @@ def _losses(losses: Sequence[fleet.Loss]) -> str:
     return table(head, rows)
 
 
+def _relays(report: gateway.Report) -> str:
+    """What is measured in lines, and who in columns."""
+    direct, relays = report.direct, report.relays
+    least = percentile(direct, 0.5)
+
+    def line(what: str, bare: str, told: Callable[[gateway.Figures], str], target: str = "") -> list[str]:
+        return [what, *(told(one) for one in relays), bare, target]
+
+    def first(share: float) -> list[str]:
+        name = f"first token, p{share * 100:.0f}"
+        return line(name, _ms(percentile(direct, share), 2), lambda one: _ms(percentile(one.firsts, share), 2))
+
+    rows = [
+        first(0.5),
+        first(0.99),
+        line("added before the first token, p50", "", lambda one: _ms(percentile(one.firsts, 0.5) - least, 2), "<= 1 ms"),
+        line("events a second, one stream", "", lambda one: f"{one.one:,.0f}"),
+        line("processor time of such an event", "", lambda one: _us(one.one_cpu)),
+        line("events a second, fifty streams", "", lambda one: f"{one.fifty:,.0f}"),
+        line("processor time of such an event", "", lambda one: _us(one.fifty_cpu)),
+        line(
+            f"memory of a stream that waits (of {gateway.IDLE})", "",
+            lambda one: f"{(one.waiting - one.idle) * 1024 / gateway.IDLE:.1f} KiB", "<= 30 KiB",
+        ),
+        line(
+            "memory, idle, with these, and after all", "",
+            lambda one: f"{one.idle:.0f}, {one.waiting:.0f}, {one.after:.0f} MiB",
+        ),
+    ]  # fmt: skip
+    if all(one.crowd for one in relays):
+        name = f"{gateway.ALONE} streams at {gateway.RATE} tokens a second: "
+        crowds = [one.crowd for one in relays if one.crowd]
+        rows += [
+            [name + "delay, p50", *(_ms(one.p50) for one in crowds), "", ""],
+            [name + "delay, p99", *(_ms(one.p99) for one in crowds), "", "< 100 ms"],
+            [name + "tokens lost", *(f"{one.lost} of {one.tokens + one.lost}" for one in crowds), "", "0"],
+            [name + "use of a core", *(f"{one.use * 100:.0f} %" for one in crowds), "", ""],
+            [name + "processor time of an event", *(_us(one.cpu) for one in crowds), "", ""],
+        ]
+    return table(["", *(one.title for one in relays), "asked directly", "target"], rows)
+
+
+def _crowds(report: gateway.Report) -> str:
+    """The gateway by itself: end to end, and beside those who never read."""
+    rows = []
+    if report.whole is not None:
+        rows.append([f"{gateway.END_TO_END} streams, from the model server to the reader", *_crowd(report.whole)])
+    if report.never is not None:
+        rows += [
+            [f"{gateway.BESIDE} streams", *_crowd(report.never.before)],
+            [f"{gateway.BESIDE} streams beside {gateway.NEVER} clients that never read", *_crowd(report.never.beside)],
+        ]
+    head = [f"at {gateway.RATE} tokens a second", "delay, p50", "p99", "slowest", "lost", "gateway's use of a core"]
+    parts = [table(head, rows)]
+    if report.never is not None:
+        never = report.never
+        parts.append(
+            f"Of the {gateway.NEVER} that never read, {never.cut} were cut off, with their answers at the specialist. "
+            f"Memory of the gateway before, and the most meanwhile: {never.idle:.0f} and {never.highest:.0f} MiB."
+        )
+    return "\n\n".join(parts)
+
+
+def _crowd(crowd: gateway.Crowd) -> list[str]:
+    delays = [_ms(seconds) for seconds in (crowd.p50, crowd.p99, crowd.slowest)]
+    return [*delays, f"{crowd.lost} of {crowd.tokens + crowd.lost}", f"{crowd.use * 100:.0f} %"]
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} µs"
+
+
 def _yes(is_so: bool) -> str:
     return "yes" if is_so else "no"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+def _ms(seconds: float, digits: int = 1) -> str:
+    return f"{seconds * 1000:.{digits}f} ms"
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -62,8 +62,9 @@ class Script(Struct, frozen=True, kw_only=True):
     """What the server does with the next questions.
 
     `ending` comes after `after` tokens, or after all. `cut` sends every line in chunks of so many bytes.
-    `burst` puts so many lines into one write, with no thought for each. `hold` waits for `let_go()` before
-    the first event, `stepped` for one of `steps` before each, and `slow_load` for `let_load()` while a model is loaded.
+    `burst` puts so many lines into one write, with no thought for each. Where it is `stamped`, each token is the time at which
+    it was written, in nanoseconds of the steady clock. `hold` waits for `let_go()` before the first event, `stepped` for one
+    of `steps` before each, and `slow_load` for `let_load()` while a model is loaded.
     """
 
     tokens: tuple[str, ...] = ("Hello", ",", " world")
@@ -82,6 +83,7 @@ class Script(Struct, frozen=True, kw_only=True):
     cut: int | None = None
     burst: int | None = None
     rate: float | None = None
+    stamped: bool = False
     delay_first: float = 0.0
     tags_show_capabilities: bool = False
     last_token_in_done: bool = False
@@ -213,10 +215,10 @@ class OllamaLookalike(RawServer):
             await self._stream_in_blocks(reply, script, lines)
         else:
             events = [lines.event(thinking=text) for text in script.thinking]
-            await self._stream_one_by_one(reply, script, itertools.chain(events, map(lines.event, tokens)))
+            await self._stream_one_by_one(reply, script, lines, itertools.chain(events, map(lines.event, tokens)))
         await self._end(reply, script, lines)
 
-    async def _stream_one_by_one(self, reply: Reply, script: Script, events: Iterator[bytes]) -> None:
+    async def _stream_one_by_one(self, reply: Reply, script: Script, lines: _Lines, events: Iterator[bytes]) -> None:
         began = time.monotonic()
         for number, event in enumerate(itertools.islice(events, script.after)):
             if script.stepped:
@@ -225,7 +227,7 @@ class OllamaLookalike(RawServer):
                 await asyncio.sleep(max(0.0, began + number / script.rate - time.monotonic()))
             if not reply.started:
                 reply.start(200, NDJSON)
-            await reply.chunk(event, script.cut)
+            await reply.chunk(lines.event(f"{time.monotonic_ns()} ") if script.stamped else event, script.cut)
 
     async def _stream_in_blocks(self, reply: Reply, script: Script, lines: _Lines) -> None:
         assert script.burst
@@ -324,6 +326,7 @@ async def main() -> None:
     parser.add_argument("--model", default="tiny:latest")
     parser.add_argument("--tokens", type=int, default=100, help="of each answer")
     parser.add_argument("--rate", type=float, help="tokens a second; as fast as it goes without")
+    parser.add_argument("--stamped", action="store_true", help="each token is the time at which it was written")
     parser.add_argument("--delay-first", type=float, default=0.0, help="seconds before the first token")
     parser.add_argument("--burst", type=int, help="lines in one write; one without")
     parser.add_argument("--cold", action="store_true", help="the model is not loaded at the start")
@@ -332,6 +335,7 @@ async def main() -> None:
     script = Script(
         tokens=tuple(words[at % len(words)] for at in range(options.tokens)),
         rate=options.rate,
+        stamped=options.stamped,
         delay_first=options.delay_first,
         burst=options.burst,
         figures={**FIGURES, "eval_count": options.tokens},
