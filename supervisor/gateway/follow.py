@@ -71,7 +71,7 @@ class Connection:
     async def write(self, response: web.StreamResponse, data: bytes) -> None:
         self._is_waiting, self._left = True, 0
         await response.write(data)
-        self._is_waiting, self._wrote = False, True
+        self._is_waiting, self._wrote, self.is_due = False, True, False
         self.bytes += len(data)
 
     async def end(self, response: web.StreamResponse) -> None:

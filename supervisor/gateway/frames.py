@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 RETRY = b"retry: 500\n"  # milliseconds until EventSource reconnects; put before the first frame that a reader is sent
-COMMENT = b":\n\n"  # says that we are alive, and nothing else
+COMMENT = b":\n"  # says that we are alive; no blank line ends it, which some readers take for an event without data
 
 # Not line ends of server-sent events, but Python's splitlines() and others take them for such.
 _SEPARATORS = (("\u2028", rb"\u2028"), ("\u2029", rb"\u2029"), ("\u0085", rb"\u0085"))

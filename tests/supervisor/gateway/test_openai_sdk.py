@@ -29,16 +29,18 @@ from protocol.errors import (
     ModelMissing,
 )
 from protocol.messages import Turn
+from supervisor.gateway.follow import USUAL, Patience
+from supervisor.gateway.frames import COMMENT
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @asynccontextmanager
 async def client(
-    folder: Path, settings: dict[str, Any] | None = None, /, **team: Backend
+    folder: Path, settings: dict[str, Any] | None = None, patience: Patience = USUAL, /, **team: Backend
 ) -> AsyncGenerator[tuple[AsyncOpenAI, ServedGateway]]:
     async with (
-        gateway(folder, settings, **team) as served,
+        gateway(folder, settings, patience, **team) as served,
         AsyncOpenAI(base_url=served.url + "/v1", api_key="any", max_retries=0) as sdk,
     ):
         with anyio.fail_after(10):
@@ -383,6 +385,19 @@ async def test_a_retry_with_its_key_joins_the_first_one(tmp_path: Path) -> None:
             )
     assert answer.choices[0].message.content == "Hello"
     assert len(backend.prompts) == 1
+
+
+async def test_a_silence_is_no_event(tmp_path: Path) -> None:
+    wait, quick = asyncio.Event(), Patience(look_every=0.01, status=0.02, comment=0.02)
+    async with client(tmp_path, {}, quick, apollo=ScriptedBackend("Hel", wait, "lo")) as (sdk, served):
+        stream = await sdk.chat.completions.create(model="apollo", messages=HI, stream=True)
+        said = [await anext(stream)]
+        [connection] = served.house.beat._connections
+        came = connection.bytes
+        await until(lambda: connection.bytes > came + 3 * len(COMMENT))
+        wait.set()
+        said += [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in said if chunk.choices) == "Hello"
 
 
 async def test_a_gateway_that_goes_down_says_so_in_the_stream(tmp_path: Path) -> None:
