@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 
+import anyio
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
+
+TO_ITS_HANDLER = 0.05  # seconds in which a request that has just come is with whoever answers it
 
 
 class Connections:
@@ -37,6 +40,15 @@ class Connections:
                 return _TurnedAway()
             eldest.transport.abort()
         return server()
+
+    async def hang_up(self, server: web.Server) -> None:
+        """Ends those that rest, and the others with the answer that is under way."""
+        server.pre_shutdown()
+        await anyio.sleep(TO_ITS_HANDLER)
+        for one in server.connections:
+            # The library has ended the task of one that rests, and leaves it open: what came next was never answered.
+            if one not in self._busy and one.transport is not None:
+                one.transport.close()
 
 
 class _TurnedAway(asyncio.Protocol):

@@ -144,7 +144,7 @@ class Door:
             server.close()
         await anyio.sleep_until(self._accepted + FIRST_WORDS)
         assert self._runner.server is not None
-        self._runner.server.pre_shutdown()
+        await self._connections.hang_up(self._runner.server)
 
     async def see_off(self) -> None:
         """Ends the handlers that are still there."""

@@ -7,7 +7,7 @@ import random
 import resource
 import signal
 import socket
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -56,6 +56,20 @@ async def stepped(front: Front, followers: Sequence[Follower], asked: int) -> No
     for _ in followers:
         front.server.step()
     await begun(followers)
+
+
+@asynccontextmanager
+async def resting(port: int) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+    """A connection that had its answer. What it yields waits until it is hung up on: from then on only answers have grace."""
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+
+        async def hung_up() -> None:
+            async for _ in stream:
+                pass
+
+        await stream.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await stream.receive()
+        yield hung_up
 
 
 async def test_told_to_end_it_gives_a_hundred_readers_a_proper_end(front: Front) -> None:
@@ -123,7 +137,9 @@ async def test_replaced_it_refuses_nobody_and_finishes_its_answers(front: Front)
         async with crowd(front.url, 10) as staying, crowd(proxy.url, 10) as moving:
             await stepped(front, [*staying, *moving], asked)
             pid = front.status["pid"]
-            await anyio.to_thread.run_sync(front.team.run, "restart", "gateway")
+            async with resting(front.port) as hung_up:
+                await anyio.to_thread.run_sync(front.team.run, "restart", "gateway")
+                await hung_up()
             proxy.cut()  # whoever comes back comes to the new one, while the old one goes on with the answer
             for _ in range(20 * len(WORDS)):
                 front.server.step()
@@ -131,7 +147,7 @@ async def test_replaced_it_refuses_nobody_and_finishes_its_answers(front: Front)
         callers.cancel_scope.cancel()
     for one in (*staying, *moving):
         one.check()
-        assert one.end["type"] == "complete"
+        assert one.end["type"] == "complete", one.end
     assert [one.losses for one in staying] == [[]] * 10
     assert all(one.losses for one in moving)
     assert set(answers) == {200}

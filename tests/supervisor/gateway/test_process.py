@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from keeping import Kept, fork_server, gone, keeping
 from msgspec.structs import replace
@@ -138,6 +139,23 @@ async def test_who_only_rests_does_not_hold_up_the_end(tmp_path: Path, path: Pat
             assert client.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
             kept.keeper.tell(Command("stop", "asked to stop"))
             await gone(pid)
+
+
+async def test_who_only_rests_is_hung_up_on_while_answers_go_on(tmp_path: Path, path: Path) -> None:
+    config = slow(tmp_path, grace=600.0)
+    async with keeping(path, config, grace=600.0) as [kept]:
+        pid = await ready(kept)
+        with (
+            slow_answer(config, tmp_path / "go") as answer,
+            socket.create_connection(("127.0.0.1", config.port), 10) as client,
+        ):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+            kept.keeper.tell(Command("stop", "asked to stop"))
+            assert await anyio.to_thread.run_sync(client.recv, 65536) == b""
+            (tmp_path / "go").touch()
+            assert answer.read() == b"done\n"
+        await gone(pid)
 
 
 async def test_a_gateway_that_cannot_serve_says_why_and_is_tried_again(tmp_path: Path, path: Path) -> None:
