@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -173,5 +174,6 @@ def _refuse_in_url(request: web.Request) -> None:
             )
 
 
+@lru_cache(64)
 def _is_loopback(address: str) -> bool:
     return address == "localhost" or ipaddress.ip_address(address.partition("%")[0]).is_loopback

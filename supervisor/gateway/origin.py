@@ -8,11 +8,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from msgspec import Struct
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})  # no name server has a say in these
 PORTS = {"http": 80, "https": 443}
+REMEMBERED = 64  # texts: nearly all requests have the same few
 _HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]"
 _AUTHORITY = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?")
 _ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://({_HOST})(?::([0-9]{{1,5}}))?")
@@ -34,6 +36,7 @@ class Origin(Struct, frozen=True):
     port: int
 
 
+@lru_cache(REMEMBERED)
 def read_authority(text: str) -> Authority | None:
     """The value of a Host; None for what is none."""
     found = _AUTHORITY.fullmatch(text.lower())
@@ -43,6 +46,7 @@ def read_authority(text: str) -> Authority | None:
     return Authority(host, port) if host and (port is None or 0 < port <= 65535) else None
 
 
+@lru_cache(REMEMBERED)
 def read_origin(text: str) -> Origin | None:
     """The value of an Origin; None for `null`, and for what is none."""
     found = _ORIGIN.fullmatch(text.lower())
