@@ -14,5 +14,7 @@ async def watch(call: Call[None]) -> Answer:
     assert isinstance(query, ResumeQuery)
     said = call.request.headers.get("Last-Event-ID") or query.last_event_id
     cursor = read_cursor(said) if said else None
+    if not house.happenings.knows(cursor):
+        await house.team.renewed()  # figures change without a word, and a picture is to have the newest
     reader = house.happenings.follow(cursor, is_lost=bool(said) and cursor is None)
     return await follow(call.request, house.streams, house.beat, reader, {})

@@ -4,8 +4,8 @@ The supervisor counts its events without a hole for the life of the state folder
 the epoch is a word that is written down once beside the supervisor's log of events. So a reader's place is good across a
 restart of the gateway, which begins with what is in that log, and of the supervisor, which goes on counting.
 
-A new reader is given the team as it is, in a `snapshot` without an id, and then every `transition`. Whose place is too old, or
-in another life of the folder, is given a `stream_reset` with the same in it.
+A new reader is given the team as it is, in a `snapshot` whose id is that of the last change in it, and then every
+`transition`. Whose place is too old, or in another life of the folder, is given a `stream_reset` with the same in it.
 """
 
 from __future__ import annotations
@@ -79,15 +79,19 @@ class Happenings:
         """Lets every reader go: its successor has the rest."""
         self.stream.end()
 
+    def knows(self, cursor: Cursor | None) -> bool:
+        """Whether a reader can go on from there, and needs no picture."""
+        return cursor is not None and self.stream.place(cursor) is not None
+
     def follow(self, cursor: Cursor | None, *, is_lost: bool = False) -> Reader:
         """A new reader from behind a cursor, or from now on. `is_lost` is one that had a place which is none of ours."""
         stream = self.stream
         if cursor is not None and (place := stream.place(cursor)) is not None:
             return stream.reader(place)
-        opening = frame("snapshot", json_line(self._snapshot()))
+        opening: Event = "snapshot", json_line(self._snapshot())
         if cursor is not None or is_lost:
-            opening = frame(*self._reset("this place is not known here", None))
-        return stream.reader(stream.visible, opening=opening)
+            opening = self._reset("this place is not known here", None)
+        return stream.reader(stream.visible, opening=frame(*opening, stream.cursor))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

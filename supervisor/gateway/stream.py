@@ -199,6 +199,11 @@ class Stream:
         return self._visible
 
     @property
+    def cursor(self) -> str:
+        """The id of the last event that may be read; "" where there is none."""
+        return f"{self._epoch}-{self._visible - 1}" if self._visible else ""
+
+    @property
     def size(self) -> int:
         """Bytes of the events in its ring."""
         return self._bytes

@@ -62,7 +62,8 @@ async def test_a_new_reader_is_given_the_team_and_then_every_change(team: Team) 
                 first = await anext(aiter(events))
                 await restarted(team)
                 seen = await ready_again(events)
-    assert (first.name, first.id, first.json["type"]) == ("snapshot", "", "snapshot")
+    assert (first.name, first.json["type"]) == ("snapshot", "snapshot")
+    assert numbers([first]) == [first.json["seq"]]
     picture = first.json["picture"]
     assert [(one["id"], one["state"]) for one in picture["specialists"]] == [
         ("apollo-ai", "ready"),
@@ -170,7 +171,8 @@ async def test_a_place_of_another_life_begins_anew_with_a_word(tmp_path: Path, p
     written(tmp_path, 1, 2, 3)
     async with gateway(tmp_path, apollo=EchoBackend()) as served:
         [first] = await read(served, 1, place)
-    assert (first.name, first.id, first.json["lost"]) == ("stream_reset", "", None)
+        word = epoch(tmp_path)
+    assert (first.name, first.id, first.json["lost"]) == ("stream_reset", f"{word}-3", None)
     assert first.json["snapshot"]["picture"]["specialists"][0]["id"] == "apollo-ai"
 
 
