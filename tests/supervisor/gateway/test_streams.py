@@ -426,6 +426,15 @@ async def test_what_a_killed_gateway_left_is_ended_with_all_that_had_arrived(tmp
         assert [name for name, _ in await everything(streams, again)] == ["say", "say", "failed"], "and only once"
 
 
+async def test_what_a_killed_gateway_left_is_ended_before_anybody_asks(tmp_path: Path) -> None:
+    record = left_by_another(tmp_path, "Hel")
+    record.close()
+    async with keeping(tmp_path):
+        restored = load(record.path)
+        assert restored is not None
+        assert restored.failed
+
+
 async def test_what_another_gateway_still_writes_is_followed_to_its_end(tmp_path: Path) -> None:
     record = left_by_another(tmp_path, "Hel")
     async with keeping(tmp_path) as streams:
@@ -455,12 +464,14 @@ async def test_where_another_gateway_dies_while_it_is_followed_its_stream_is_end
     assert restored.failed
 
 
-async def test_a_stream_that_another_gateway_began_after_our_start_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_cursor", [False, True])
+async def test_a_stream_that_another_gateway_began_after_our_start_is_found(tmp_path: Path, by_cursor: bool) -> None:
     async with keeping(tmp_path) as streams:
         record = left_by_another(tmp_path, "Hel")
-        assert (await streams.find_by_cursor(Cursor("e1", 0))).head.id == "theirs"
+        stream = await (streams.find_by_cursor(Cursor("e1", 0)) if by_cursor else streams.find("theirs"))
+        assert stream.head.id == "theirs"
         record.end(2000.0, failed=False)
-        await over(await streams.find("theirs"))
+        await over(stream)
 
 
 async def test_two_gateways_on_one_folder_end_a_dead_ones_stream_once(tmp_path: Path) -> None:
@@ -513,13 +524,14 @@ async def test_an_hour_after_its_end_a_stream_is_gone(tmp_path: Path) -> None:
 async def test_what_is_under_way_or_read_is_not_removed(tmp_path: Path) -> None:
     wait = asyncio.Event()
     async with keeping(tmp_path) as streams:
-        live = streams.begin("talk", saying("Hel", wait))
         done = streams.begin("talk", saying("Hel"))
-        reader = done.reader()
-        await over(done)
+        await let_go(streams, done)
+        live, again = streams.begin("talk", saying("Hel", wait)), await streams.find(done.head.id)
+        reader = again.reader()
         await streams._reap(time.time() + 10 * KEPT_FOR)
         assert await streams.find(live.head.id) is live
-        assert await streams.find(done.head.id) is done
+        assert await streams.find(done.head.id) is again
+        assert files(tmp_path) == sorted([done.head.id, live.head.id])
         reader.close()
         wait.set()
         await over(live)
