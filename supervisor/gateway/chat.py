@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
-from aiohttp import web
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
 
@@ -200,7 +199,7 @@ async def ask_by_query(call: Call[None]) -> Answer:
     return await serve(call, stream, grace=RESUME_GRACE)
 
 
-async def _answer_live(call: Call[ChatBody], member: Member, spelling: str, question: Chat) -> web.StreamResponse:
+async def _answer_live(call: Call[ChatBody], member: Member, spelling: str, question: Chat) -> Answer:
     stream = await call.begun(KIND, asking(member, spelling, question))
     return await serve(call, stream, grace=call.grace)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.gateway.follow import follow
+from supervisor.gateway.follow import Following
 from supervisor.gateway.operation import Answer, Call
 from supervisor.gateway.resume import ResumeQuery
 from supervisor.gateway.stream import read_cursor
@@ -17,4 +17,4 @@ async def watch(call: Call[None]) -> Answer:
     if not house.happenings.knows(cursor):
         await house.team.renewed()  # figures change without a word, and a picture is to have the newest
     reader = house.happenings.follow(cursor, is_lost=bool(said) and cursor is None)
-    return await follow(call.request, house.streams, house.beat, reader, {})
+    return Following(house.streams, house.beat, reader, {})

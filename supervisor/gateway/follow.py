@@ -136,24 +136,37 @@ class Beat:
         self._bytes += connection.bytes
 
 
-async def follow(
-    request: web.Request, streams: Streams, beat: Beat, reader: Reader, headers: Mapping[str, str]
-) -> web.StreamResponse:
-    """Writes events until the stream ends or the caller leaves. Closes the reader.
+class Following:
+    """What a route answers with whose caller is to follow a stream.
 
-    Raises what the work failed with where that was before its first event, and nothing was sent yet.
+    The route has returned by then: nothing of it, and nothing of what was asked, is held for as long as the stream lasts.
     """
-    transport = request.transport
-    if transport is None:
-        reader.close()
-        raise ConnectionResetError("the caller left before its answer began")
-    connection = Connection(reader, transport)
-    beat.add(connection)
-    try:
-        return await _write(request, streams, connection, web.StreamResponse(headers={**HEADERS, **headers}))
-    finally:
-        beat.remove(connection)
-        reader.close()
+
+    __slots__ = ("_beat", "_headers", "_reader", "_streams")
+
+    def __init__(self, streams: Streams, beat: Beat, reader: Reader, headers: Mapping[str, str]) -> None:
+        self._streams = streams
+        self._beat = beat
+        self._reader = reader
+        self._headers = headers
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Writes events until the stream ends or the caller leaves. Closes the reader.
+
+        Raises what the work failed with where that was before its first event, and nothing was sent yet.
+        """
+        transport, reader = request.transport, self._reader
+        if transport is None:
+            reader.close()
+            raise ConnectionResetError("the caller left before its answer began")
+        connection = Connection(reader, transport)
+        self._beat.add(connection)
+        try:
+            response = web.StreamResponse(headers={**HEADERS, **self._headers})
+            return await _write(request, self._streams, connection, response)
+        finally:
+            self._beat.remove(connection)
+            reader.close()
 
 
 async def _write(
@@ -180,6 +193,7 @@ async def _write(
             if reader.stream.refused is not None and data is not COMMENT:
                 raise reader.stream.refused
             await response.prepare(request)
+            response.headers.clear()  # they are out, and would stay for as long as the stream does
             connection.is_begun = True
         if not is_told and data is not COMMENT:
             # With the first event: some readers take a block of nothing but `retry:` for an event.

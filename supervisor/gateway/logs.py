@@ -85,7 +85,7 @@ async def read(call: Call[None]) -> Answer:
     return Log(name, names.specialist_id(name), [records.told(record) for record in found])
 
 
-async def _follow(call: Call[None], query: LogQuery, name: str, paths: list[Path]) -> web.StreamResponse:
+async def _follow(call: Call[None], query: LogQuery, name: str, paths: list[Path]) -> Answer:
     opening = b""
     try:
         if (resumed := await serve_from(call, query.last_event_id)) is not None:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from protocol.codec import explain, parse_json
 from protocol.errors import BadRequest
 from supervisor.gateway.bodies import UNKNOWN_BODY
+from supervisor.gateway.follow import Following
 from supervisor.gateway.frames import json_line
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.streams import Work
@@ -99,7 +100,7 @@ class Call(Generic[B]):
             reader.close()
 
 
-Answer = Struct | list[Any] | dict[str, Any] | web.StreamResponse
+Answer = Struct | list[Any] | dict[str, Any] | web.StreamResponse | Following
 
 
 class Operation(Struct, frozen=True, kw_only=True):
@@ -149,12 +150,17 @@ def bound(operation: Operation, house: House) -> Callable[[web.Request], Awaitab
     read_body = decoder(shape) if operation.body is not None else None
     most = UNKNOWN_BODY if operation.scope == "open" else None
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def told(request: web.Request) -> Answer:
         query = read_query(request, operation.query) if operation.query is not None else None
         # Whatever the content type says: curl -d sends a form's.
         asked = await house.limits.bodies.read(request, most) if read_body is not None else b""
         body = parse_json(read_body, asked) if read_body is not None else None
-        answered = await operation.run(Call(request, house, body, query, asked))
+        return await operation.run(Call(request, house, body, query, asked))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        answered = await told(request)
+        if isinstance(answered, Following):
+            return await answered.answer(request)
         return answered if isinstance(answered, web.StreamResponse) else as_json(answered)
 
     return answer

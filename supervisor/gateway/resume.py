@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from protocol.errors import NotFound
-from supervisor.gateway.follow import follow
+from supervisor.gateway.follow import Following
 from supervisor.gateway.operation import RESUME_GRACE, Answer, Call
 from supervisor.gateway.stream import Cursor, Stream, read_cursor
 
@@ -73,7 +73,7 @@ async def cancel(call: Call[None]) -> Answer:
     return Cancelled(stream.head.id, call.house.streams.cancel(stream))
 
 
-async def serve_from(call: Call[Any], last_event_id: str | None) -> web.StreamResponse | None:
+async def serve_from(call: Call[Any], last_event_id: str | None) -> Answer | None:
     """Goes on where the caller's cursor says; None where it has none. Raises NotFound for one that is nobody's any more."""
     cursor = _asked_for(call.request, last_event_id)
     if cursor is None:
@@ -84,7 +84,7 @@ async def serve_from(call: Call[Any], last_event_id: str | None) -> web.StreamRe
 
 async def serve(
     call: Call[Any], stream: Stream, *, grace: float | None, cursor: Cursor | None = None, opening: bytes = b""
-) -> web.StreamResponse:
+) -> Answer:
     """Has the caller follow a stream: from its first event, or from behind a cursor; 204 where nothing follows that.
 
     `opening` is a frame that only this reader is given, before everything else.
@@ -96,7 +96,7 @@ async def serve(
             return web.Response(status=204)  # the only answer that has EventSource stop
     headers = {"X-Stream-Id": stream.head.id, "Content-Location": url_of(stream)}
     reader = stream.reader(since, grace=grace, opening=opening)
-    return await follow(call.request, call.house.streams, call.house.beat, reader, headers)
+    return Following(call.house.streams, call.house.beat, reader, headers)
 
 
 def url_of(stream: Stream) -> str:

@@ -121,7 +121,7 @@ class Streams:
         self._of_retry: dict[tuple[str, str], str] = {}  # by owner and retry key
         self._draining: ProtocolError | None = None
         self._ended = anyio.Event()  # a new one after each end
-        self._group: anyio.abc.TaskGroup
+        self._group: asyncio.TaskGroup
 
     @property
     def under_way(self) -> int:
@@ -139,7 +139,8 @@ class Streams:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Takes up what is on disk, then keeps house until cancelled; then all work is cancelled, too."""
-        async with anyio.create_task_group() as self._group:
+        # asyncio's own: a task of anyio's needs three kilobytes more, and there may be a thousand that only wait.
+        async with asyncio.TaskGroup() as self._group:
             await self._take_up()
             task_status.started()
             while True:
@@ -199,7 +200,7 @@ class Streams:
             Stream(head, record=kept_in, epoch=epoch, ring_bytes=self._ring_bytes, spoke=self.spoke.observe)
         )
         run = self._runs[head.id] = _Run(stream, is_endless=is_endless)
-        self._group.start_soon(self._work, run, work)
+        self._group.create_task(self._work(run, work))
         return stream
 
     async def begun_before(self, owner: str, retry_key: str, asked: bytes) -> Stream | None:
@@ -359,7 +360,7 @@ class Streams:
             return None
         stream = self._opened(Stream(restored.head, restored=restored, ring_bytes=self._ring_bytes))
         if restored.ended is None:
-            self._group.start_soon(self._tail, stream)
+            self._group.create_task(self._tail(stream))
         else:  # whoever asked reads it before anything else runs, or did not want to
             asyncio.get_running_loop().call_soon(self._let_go, stream)
         return stream
