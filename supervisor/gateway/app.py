@@ -64,6 +64,7 @@ def build(house: House) -> web.Application:
         },
     )
     app.on_response_prepare.append(dress)
+    app.on_response_prepare.append(house.connections.last_call)
     for operation in OPERATIONS:
         answer = bound(operation, house)
         # aiohttp leaves the body out; what does not end has no HEAD

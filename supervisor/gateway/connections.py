@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 
-import anyio
+import anyio.lowlevel
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 
-TO_ITS_HANDLER = 0.05  # seconds in which a request that has just come is with whoever answers it
+TO_ITS_HANDLER = 3  # turns of the loop until a request that has just come is with whoever answers it
 
 
 class Connections:
@@ -21,6 +21,7 @@ class Connections:
     def __init__(self, most: int) -> None:
         self._most = most
         self._busy: set[RequestHandler] = set()
+        self.is_last_call = False  # answers from now on say that their connection is not to be used again
 
     @web.middleware
     async def kept(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -30,6 +31,12 @@ class Connections:
             return await handler(request)
         finally:
             self._busy.discard(request.protocol)
+
+    async def last_call(self, request: web.Request, response: web.StreamResponse) -> None:
+        """As answers begin: whoever keeps connections makes a new one then, and comes to our successor."""
+        if self.is_last_call:
+            response.headers["Connection"] = "close"
+            response.force_close()
 
     def welcome(self, server: web.Server) -> asyncio.BaseProtocol:
         """What is to be done with somebody who has just come."""
@@ -44,7 +51,8 @@ class Connections:
     async def hang_up(self, server: web.Server) -> None:
         """Ends those that rest, and the others with the answer that is under way."""
         server.pre_shutdown()
-        await anyio.sleep(TO_ITS_HANDLER)
+        for _ in range(TO_ITS_HANDLER):
+            await anyio.lowlevel.checkpoint()
         for one in server.connections:
             # The library has ended the task of one that rests, and leaves it open: what came next was never answered.
             if one not in self._busy and one.transport is not None:

@@ -142,8 +142,10 @@ class Door:
         """Accepts nobody any more. Who was just accepted is still heard; who only rests is hung up on."""
         for server in self._open:
             server.close()
-        await anyio.sleep_until(self._accepted + FIRST_WORDS)
         assert self._runner.server is not None
+        self._connections.is_last_call = True
+        latest = anyio.current_time() if self._runner.server.connections else self._accepted
+        await anyio.sleep_until(latest + FIRST_WORDS)
         await self._connections.hang_up(self._runner.server)
 
     async def see_off(self) -> None:
