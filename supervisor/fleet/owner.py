@@ -26,7 +26,8 @@ def owner_of(port: int) -> Owner | None:
     except (psutil.Error, OSError):
         return None
     found = [one for one in connections if one.laddr and one.laddr.port == port]
-    found.sort(key=lambda one: one.status != psutil.CONN_LISTEN)
+    # What is left of an ended connection is nobody's, and may stand before the one that has its port now.
+    found.sort(key=lambda one: (one.status != psutil.CONN_LISTEN, one.pid is None))
     for one in found:
         listening = one.status == psutil.CONN_LISTEN
         if one.pid is None:

@@ -37,6 +37,29 @@ def test_the_outgoing_end_of_a_connection_is_told_from_a_listener() -> None:
     assert f"ip_local_reserved_ports={port}" in remedy
 
 
+def test_an_ended_connection_does_not_hide_who_has_its_port_now() -> None:
+    for _ in range(10):  # which of the two is seen first depends on all ports
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_server(("127.0.0.1", 0)) as other,
+            socket.socket() as ended,
+            socket.socket() as living,
+        ):
+            for one in (ended, living):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            ended.bind(("127.0.0.1", 0))
+            port = ended.getsockname()[1]
+            ended.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+            ended.close()  # who closes first keeps the port for a minute
+            accepted.close()
+            living.bind(("127.0.0.1", port))
+            living.connect(other.getsockname())
+            owner = owner_of(port)
+        assert owner is not None
+        assert owner.pid == os.getpid()
+
+
 def test_a_held_port_comes_with_a_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -26,8 +26,6 @@ from proxying import Proxy
 
 from protocol.settings import Colleague
 
-pytestmark = pytest.mark.xdist_group("gateway's clients")
-
 GRACE = 1.0  # of the gateway that is looked at here
 ENDLESS = Script(tokens=("and ", "so ", "on "), endless=True, rate=2)
 WORDS = tuple(f"{number} " for number in range(10))
