@@ -17,7 +17,7 @@ from team import ROOT
 
 from protocol.settings import GatewayConfig
 
-WITHIN = 20.0
+WITHIN = 60.0
 PROGRAM = """
 import logging, socket, sys, msgspec
 from protocol.settings import GatewayConfig

@@ -38,10 +38,10 @@ class Delegated(Team):
         self.manager.systemctl("start", units.SERVICE)
         self.until_ready()
 
-    def until_ready(self, within: float = 20.0) -> None:
+    def until_ready(self, within: float = 60.0) -> None:
         self.until(lambda seen: all(one["state"] == "ready" for one in seen), within)
 
-    def until(self, holds: Any, within: float = 20.0) -> list[dict[str, Any]]:
+    def until(self, holds: Any, within: float = 60.0) -> list[dict[str, Any]]:
         """The specialists of the status, as soon as something holds of them."""
         found: list[dict[str, Any]] = []
 
@@ -55,7 +55,7 @@ class Delegated(Team):
         wait_until(look, within, "it did not come to that")
         return found
 
-    def until_one(self, name: str, holds: Any, within: float = 20.0) -> dict[str, Any]:
+    def until_one(self, name: str, holds: Any, within: float = 60.0) -> dict[str, Any]:
         def of_it(seen: list[dict[str, Any]]) -> bool:
             return any(one["name"] == name and holds(one) for one in seen)
 

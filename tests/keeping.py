@@ -111,16 +111,16 @@ class Kept:
     def status(self) -> Entry:
         return self.registry[self.keeper.name]
 
-    async def until(self, holds: Callable[[Entry], bool], within: float = 15.0) -> Entry:
+    async def until(self, holds: Callable[[Entry], bool], within: float = 60.0) -> Entry:
         """The entry in the registry, as soon as something holds of it."""
         with anyio.fail_after(within):
             await self.registry.wait_for(lambda: holds(self.status))
         return self.status
 
-    async def until_state(self, *states: State, within: float = 15.0) -> Entry:
+    async def until_state(self, *states: State, within: float = 60.0) -> Entry:
         return await self.until(lambda one: one.state in {state.value for state in states}, within)
 
-    async def new_pid(self, old: int | None, within: float = 15.0) -> int:
+    async def new_pid(self, old: int | None, within: float = 60.0) -> int:
         """The pid of a process that answers and is not the old one."""
         found = await self.until(lambda one: one.state == "ready" and one.pid != old, within)
         assert found.pid is not None
@@ -181,7 +181,7 @@ def forked_by(server: psutil.Process) -> list[psutil.Process]:
     return [child for child in server.children() if is_somebody(child)]
 
 
-def wait_gone(pid: int, within: float = 10.0) -> None:
+def wait_gone(pid: int, within: float = 60.0) -> None:
     """Returns when a process has ended; a zombie has, whoever is slow to reap it."""
     try:
         ended = os.pidfd_open(pid)
@@ -193,14 +193,14 @@ def wait_gone(pid: int, within: float = 10.0) -> None:
         os.close(ended)
 
 
-def wait_reaped(pid: int, within: float = 10.0) -> None:
+def wait_reaped(pid: int, within: float = 60.0) -> None:
     """Returns when its parent has taken note of a process's end."""
     deadline = time.monotonic() + within
     while psutil.pid_exists(pid):
         assert time.monotonic() < deadline, f"process {pid} is not reaped"
 
 
-async def gone(pid: int, within: float = 10.0) -> None:
+async def gone(pid: int, within: float = 60.0) -> None:
     """Returns when a process has ended."""
     with anyio.fail_after(within):
         try:
@@ -233,7 +233,7 @@ async def report(team: Team) -> StatusReport:
     return result.status
 
 
-async def until(team: Team, holds: Callable[[StatusReport], bool], within: float = 20.0) -> StatusReport:
+async def until(team: Team, holds: Callable[[StatusReport], bool], within: float = 60.0) -> StatusReport:
     """The state of the team, as soon as something holds of it; looked at after every change."""
     with anyio.fail_after(within):
         async with control(team) as connection:

@@ -18,7 +18,7 @@ from team import Team, wait_until
 from protocol.control import Start
 from supervisor.fleet.calls import FORK_SERVER
 
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 def supervisor_of(team: Team) -> int:

@@ -241,7 +241,7 @@ class ModelServer:
         """Lets those go on that the script holds."""
         self._loop.call_soon_threadsafe(self._lookalike.let_go)
 
-    def wait_asked(self, count: int = 1, within: float = 10.0) -> None:
+    def wait_asked(self, count: int = 1, within: float = 60.0) -> None:
         """Waits until so many questions have come."""
         wait_until(lambda: len(self.asked) >= count, within, "the model server was not asked")
 

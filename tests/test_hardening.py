@@ -16,7 +16,7 @@ from supervisor.fleet.calls import SPARE
 
 UNITS = ("chorus.service", "specialist@.service")
 ROSTER = ["apollo", "athena"]
-WITHIN = 15.0
+WITHIN = 60.0
 
 
 @pytest.mark.parametrize("name", UNITS)

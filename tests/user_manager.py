@@ -28,7 +28,7 @@ from team import OURS, wait_until
 BINARIES = Path("/lib/systemd")
 # Of a hybrid machine both hierarchies, of a unified one the only one.
 CGROUP_ROOTS = [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup")]
-WITHIN = 20.0  # seconds for any one command
+WITHIN = 60.0  # seconds for any one command
 
 # Runs as the namespace's first process and becomes the manager. Audit= with no value: the kernel's auditing stays as it is.
 INSIDE = """

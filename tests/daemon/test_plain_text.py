@@ -94,12 +94,13 @@ async def test_a_message_ends_a_while_after_its_first_line(tmp_path: Path, monke
 
 async def test_a_line_that_is_still_coming_is_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paste, "PASTE_LIMIT", 60.0)
+    monkeypatch.setattr(paste, "PASTE_QUIET", 0.5)
     backend = ScriptedBackend("x")
     async with serving(backend, tmp_path) as served:
         client = await served.connect()
         client.send(b"one\n")
         loop = asyncio.get_running_loop()
-        until_then = loop.time() + 4 * paste.PASTE_QUIET
+        until_then = loop.time() + 2 * paste.PASTE_QUIET
         with anyio.fail_after(5):
             while loop.time() < until_then:
                 client.send(b".")

@@ -44,7 +44,7 @@ def is_ready(seen: StatusReport) -> bool:
     return seen.gateway.state == "ready" and all_ready(seen)
 
 
-async def another(team: Team, old: int | None, within: float = 20.0) -> GatewayStatus:
+async def another(team: Team, old: int | None, within: float = 60.0) -> GatewayStatus:
     """The gateway, as soon as it is ready and another process."""
     return (await until(team, lambda seen: is_ready(seen) and seen.gateway.pid != old, within)).gateway
 

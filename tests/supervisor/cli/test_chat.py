@@ -61,7 +61,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def wait_for(self, pattern: str, *, typing: str = "", within: float = 10.0) -> None:
+    def wait_for(self, pattern: str, *, typing: str = "", within: float = 60.0) -> None:
         """Waits until something is shown, and forgets what came before its end. Typed into silence: `typing`."""
         until = time.monotonic() + within
         while not (found := re.search(pattern, self.shown)):

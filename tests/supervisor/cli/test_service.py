@@ -17,7 +17,7 @@ from team import command, wait_until
 from user_manager import UserManager
 
 ROSTER = ["apollo", "athena"]
-WITHIN = 15.0
+WITHIN = 60.0
 UNIT = "chorus.service"
 
 

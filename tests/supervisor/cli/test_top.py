@@ -70,7 +70,7 @@ class Terminal:
         os.close(self._theirs)
         os.close(self._ours)
 
-    def wait_for(self, pattern: str, within: float = 15.0) -> None:
+    def wait_for(self, pattern: str, within: float = 60.0) -> None:
         """Waits until something is written, and forgets what came before its end."""
         until = time.monotonic() + within
         while not (found := re.search(pattern, self.shown)):
