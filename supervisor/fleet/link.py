@@ -144,7 +144,10 @@ class Link:
 
     async def noted(self, pid: int) -> None:
         """Says that the end of a process is on record, so that no later supervisor is told of it."""
-        await self._call(lambda number: calls.Noted(number=number, pid=pid))
+        try:
+            await self._call(lambda number: calls.Noted(number=number, pid=pid))
+        except ForkServerLost:
+            pass  # and what it remembered with it: perhaps it has just been asked to quit; `run` tells where it was not
 
     async def policy(self, *, stop_without_supervisor: bool) -> None:
         await self._call(lambda number: calls.Policy(number=number, stop_without_supervisor=stop_without_supervisor))
