@@ -12,9 +12,9 @@ from supervisor.team.events import Entry
 
 
 class Floor:
-    """The text that becomes of it goes to `say`, in pieces."""
+    """The text that becomes of it goes to `say` in pieces, each with the name of whose section it is in, "" at the end."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str, str], None]) -> None:
         self._say = say
         self._speaker: str | None = None
         self._kept: dict[str, list[str]] = {}  # of those who wait, in the order of their first words
@@ -28,7 +28,7 @@ class Floor:
         if self._speaker is None:
             self._begin(name)
         if name == self._speaker:
-            self._say(text)
+            self._say(name, text)
         else:
             self._kept.setdefault(name, []).append(text)
 
@@ -39,7 +39,7 @@ class Floor:
         if entry.error is not None:
             self._troubled.append(entry)
         if entry.name == self._speaker:
-            self._say("\n\n")
+            self._say(entry.name, "\n\n")
             self._pass_on()
         elif entry.name in self._kept:
             self._ended.append(entry.name)
@@ -47,21 +47,21 @@ class Floor:
     def close(self) -> None:
         """Everybody has ended: says whose answer is missing, or not whole."""
         if self._troubled:
-            self._say("## Not answered\n\n")
+            self._say("", "## Not answered\n\n")
         for entry in self._troubled:
             error = entry.error.error if entry.error is not None else ""
-            self._say(f"- {entry.name}{' was cut short' if entry.content else ''}: {error}\n")
+            self._say("", f"- {entry.name}{' was cut short' if entry.content else ''}: {error}\n")
 
     def _begin(self, name: str) -> None:
         self._speaker = name
-        self._say(f"## {name}\n\n")
+        self._say(name, f"## {name}\n\n")
 
     def _pass_on(self) -> None:
         self._speaker = None
         for name in self._ended:
-            self._say(f"## {name}\n\n{''.join(self._kept.pop(name))}\n\n")
+            self._say(name, f"## {name}\n\n{''.join(self._kept.pop(name))}\n\n")
         self._ended.clear()
         for name in self._kept:
             self._begin(name)
-            self._say("".join(self._kept.pop(name)))
+            self._say(name, "".join(self._kept.pop(name)))
             return

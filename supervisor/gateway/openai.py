@@ -7,13 +7,15 @@ from __future__ import annotations
 import base64
 import struct
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from protocol import names
 from protocol.errors import BadRequest, NotFound
-from protocol.messages import Embed, EmbedResponse
+from protocol.messages import Chat, Embed, EmbedResponse
+from supervisor.gateway.attempts import attempted
 from supervisor.gateway.members import members_of, replied
 from supervisor.gateway.openai_telling import KIND, Live, Telling, Whole, tell_all, tell_one
 from supervisor.gateway.openai_wire import (
@@ -30,7 +32,6 @@ from supervisor.gateway.operation import Answer, Call
 from supervisor.gateway.resume import serve
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.teamchat import team_question
-from supervisor.team.chat import Member
 
 if TYPE_CHECKING:
     from supervisor.gateway.house import House
@@ -63,18 +64,12 @@ async def show_model(call: Call[None]) -> Answer:
 
 async def complete(call: Call[CompletionBody]) -> Answer:
     """Goes on with a conversation: the whole answer, or its pieces as they come."""
-    body, house = call.body, call.house
+    body = call.body
     name, _, model = body.model.partition("/")
-    question = question_of(body, model or None)
-    members = await _asked(house, name, question.text)
-    is_one = len(members) == 1 and names.canonical(name) != TEAM
+    tell = _answering(call.house, name, question_of(body, model or None))
 
     async def work(stream: Stream) -> None:
-        telling = _telling(stream, body)
-        if is_one:
-            await tell_one(members[0], question, telling)
-        else:
-            await tell_all(members, team_question(question, TEAM_SILENCE), telling)
+        await tell(_telling(stream, body))
 
     if body.stream:
         return await serve(call, await call.begun(KIND, work), grace=call.grace)
@@ -92,9 +87,14 @@ async def embed(call: Call[EmbeddingBody]) -> Answer:
         raise BadRequest("input: empty; send one text, or a list of them")
     if body.dimensions is not None:
         raise BadRequest("dimensions: vectors are as long as the model makes them; leave it out")
-    if names.canonical(name) == TEAM:
-        raise BadRequest("model: a team makes no vectors; name one specialist, or auto")
-    [member, *_] = await _asked(call.house, name, "")
+    match names.canonical(name):
+        case "team":
+            raise BadRequest("model: a team makes no vectors; name one specialist, or auto")
+        case "auto":
+            choice = await call.house.router.choose("")
+            member = call.house.team.member(choice.chosen[0])
+        case _:
+            member = call.house.team.member(_found(call.house, name))
     reply = await replied(member, Embed(input=body.input, model=model or None), EmbedResponse)
     as_base64 = body.encoding_format == "base64"
     vectors = enumerate(reply.embeddings)
@@ -107,6 +107,32 @@ def _telling(stream: Stream, body: CompletionBody) -> Telling:
     return Live(
         stream, body.model, with_usage=body.stream_options is not None and bool(body.stream_options.include_usage)
     )
+
+
+# -- whom is asked ------------------------------------------------------------------------------------------------------------
+
+
+def _answering(house: House, spelling: str, question: Chat) -> Callable[[Telling], Awaitable[None]]:
+    """How a model answers. Raises UnknownModel, and Unavailable where it is known that nobody does."""
+    match names.canonical(spelling):
+        case "team":
+            members = members_of(house.team, None)
+            return lambda telling: tell_all(members, team_question(question, TEAM_SILENCE), telling)
+        case "auto":
+            return lambda telling: _by_the_rules(house, question, telling)
+        case _:
+            member = house.team.member(_found(house, spelling))
+            return lambda telling: tell_one(member, question, telling)
+
+
+async def _by_the_rules(house: House, question: Chat, telling: Telling) -> None:
+    choice = await house.router.choose(question.text)
+    if choice.strategy == "all":
+        members = [house.team.member(name) for name in choice.chosen]
+        timeout = house.router.rules.timeout_settings.default or TEAM_SILENCE
+        await tell_all(members, team_question(question, timeout), telling)
+    else:
+        await attempted(house, choice, lambda member, _, hear: tell_one(member, question, telling, hear))
 
 
 # -- models -------------------------------------------------------------------------------------------------------------------
@@ -125,17 +151,6 @@ def _found(house: House, spelling: str) -> str:
         return house.team.find(spelling).name
     except NotFound as error:
         raise UnknownModel(f"{error.sentence}; GET /v1/models lists all models") from None
-
-
-async def _asked(house: House, spelling: str, message: str) -> list[Member]:
-    """Who answers as a model: everybody for `team`. Raises UnknownModel, and Unavailable where nobody can."""
-    match names.canonical(spelling):
-        case "team":
-            return members_of(house.team, None)
-        case "auto":
-            return await house.router.members(message)
-        case _:
-            return [house.team.member(_found(house, spelling))]
 
 
 def _packed(vector: list[float]) -> str:

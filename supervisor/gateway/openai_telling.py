@@ -5,16 +5,15 @@ Events have no names, as that protocol's clients expect. The last one is [DONE],
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, Struct
 
-from protocol.errors import PeerError, ProtocolError, from_wire
-from protocol.messages import Chat, StreamChunk, StreamEnd, Usage
-from supervisor.gateway.floor import Floor
+from protocol.errors import PeerError, ProtocolError
+from protocol.messages import AnyReply, Chat, StreamChunk, StreamEnd, Usage
 from supervisor.gateway.frames import json_line
 from supervisor.gateway.openai_wire import (
     Answered,
@@ -28,9 +27,9 @@ from supervisor.gateway.openai_wire import (
 )
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.team import reached
+from supervisor.gateway.together import reason_of, said_together, usage_of
 from supervisor.gateway.vocabulary import Event, Vocabulary
-from supervisor.team.chat import Member, TeamQuestion, ask_team
-from supervisor.team.events import Entry, Finished, Token
+from supervisor.team.chat import Member, TeamQuestion
 
 KIND = "openai"
 DONE: Event = ("", b"[DONE]")
@@ -69,6 +68,7 @@ class Live:
         if not self._is_begun:
             # With the first piece and not before: what fails without one is answered by a status.
             self._is_begun = True
+            self._stream.speaks()
             self._append(Delta(role="assistant", content=""))
         usage = None if self._with_usage else UNSET
         chunk = Chunk(self._id, self._created, self._model, [ChunkChoice(delta, reason)], usage)
@@ -85,9 +85,11 @@ class Whole:
         self._thought: list[str] = []
 
     def say(self, text: str) -> None:
+        self._stream.speaks()
         self._said.append(text)
 
     def think(self, text: str) -> None:
+        self._stream.speaks()
         self._thought.append(text)
 
     def end(self, reason: FinishReason, usage: Usage | None) -> None:
@@ -109,10 +111,13 @@ def _identity(stream: Stream) -> str:
 # -- asking -------------------------------------------------------------------------------------------------------------------
 
 
-async def tell_one(member: Member, question: Chat, telling: Telling) -> None:
-    """Asks one specialist. Raises what it fails with."""
+async def tell_one(
+    member: Member, question: Chat, telling: Telling, hear: Callable[[AnyReply], None] = lambda _: None
+) -> None:
+    """Asks one specialist; `hear` is told of every reply. Raises what it fails with."""
     async with reached(member) as connection, aclosing(connection.ask(question)) as replies:
         async for reply in replies:
+            hear(reply)
             match reply:
                 case StreamChunk(content=str(text)):
                     telling.say(text)
@@ -126,36 +131,8 @@ async def tell_one(member: Member, question: Chat, telling: Telling) -> None:
 
 async def tell_all(members: list[Member], question: TeamQuestion, telling: Telling) -> None:
     """Asks all of these. Raises what the first one failed with where nobody gave a whole answer."""
-    floor, finished = Floor(telling.say), None
-    async with ask_team(members, question) as events:
-        async for event in events:
-            match event:
-                case Token() if event.content:
-                    floor.hear(event.name, event.content)
-                case Entry():
-                    floor.end(event)
-                case Finished():
-                    finished = event
-    assert finished is not None, "a team chat ends with its end"
-    entries, missing = finished.responses, [*finished.failed, *finished.timed_out]
-    if not entries:
-        first = missing[0]
-        assert first.error is not None, "one that is not whole has an error"
-        sentence = f"nobody of {len(missing)} answered: {first.name}: {first.error.error}"
-        raise from_wire(first.error.code, sentence, first.content)
-    floor.close()
-    counts = [entry.usage for entry in entries if entry.usage is not None]
-    is_counted = len(counts) == len(entries) and not missing
-    reason: FinishReason = "length" if any(entry.done_reason == "length" for entry in entries) else "stop"
-    telling.end(reason, _sum(counts) if is_counted else None)
-
-
-def _sum(counts: list[Usage]) -> Usage:
-    return Usage(
-        sum(one.prompt_tokens for one in counts),
-        sum(one.completion_tokens for one in counts),
-        sum(one.total_tokens for one in counts),
-    )
+    finished = await said_together(members, question, lambda _, text: telling.say(text))
+    telling.end(reason_of(finished), usage_of(finished))
 
 
 # -- the vocabulary -----------------------------------------------------------------------------------------------------------

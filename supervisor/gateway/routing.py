@@ -11,7 +11,6 @@ import anyio
 from msgspec.structs import replace
 
 from protocol.errors import Unavailable
-from supervisor.team.chat import Member
 from supervisor.team.routing import Choice, Orchestration
 from supervisor.team.rulebook import Rulebook
 
@@ -50,11 +49,6 @@ class Router:
         if choice is None:
             raise Unavailable("no specialist is ready: chorus status says why", retry_after=RETRY_AFTER)
         return choice
-
-    async def members(self, message: str) -> list[Member]:
-        """The same as those to ask: one, or several who all answer."""
-        choice = await self.choose(message)
-        return [self._team.member(name) for name in choice.chosen]
 
     @contextmanager
     def gives(self, name: str) -> Iterator[None]:

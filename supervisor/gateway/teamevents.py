@@ -148,6 +148,7 @@ class Telling:
                 self._stream.append(*DONE)
 
     def _token(self, event: Token) -> None:
+        self._stream.speaks()
         who = self._moderator if event.phase else self._spelt[event.name]
         if event.thinking:
             self._append("thinking", ThinkingEvent("thinking", who, event.thinking))

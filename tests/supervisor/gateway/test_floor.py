@@ -24,7 +24,7 @@ def entry(name: str, content: str, error: Trouble | None = None) -> Entry:
 
 def text_of(*happened: tuple[str, str] | Entry) -> str:
     said: list[str] = []
-    floor = Floor(said.append)
+    floor = Floor(lambda _, text: said.append(text))
     for one in happened:
         if isinstance(one, Entry):
             floor.end(one)
@@ -36,7 +36,7 @@ def text_of(*happened: tuple[str, str] | Entry) -> str:
 
 def test_whoever_speaks_first_is_passed_on_as_it_speaks() -> None:
     said: list[str] = []
-    floor = Floor(said.append)
+    floor = Floor(lambda _, text: said.append(text))
     floor.hear("apollo", "Hel")
     floor.hear("metis", "Me")
     assert said == ["## apollo\n\n", "Hel"]
@@ -81,3 +81,14 @@ def test_in_whatever_order_they_speak_everybody_has_one_whole_section(order: tup
     sections = text_of(*happened).split("\n\n")
     assert sorted(sections) == ["", "## a", "## b", "## c", "AA", "BB", "CC"]
     assert all(sections[at + 1] == sections[at][3:].upper() * 2 for at in (0, 2, 4))
+
+
+def test_every_piece_is_told_with_whose_section_it_is_in() -> None:
+    told: list[tuple[str, str]] = []
+    floor = Floor(lambda name, text: told.append((name, text)))
+    floor.hear("apollo", "a")
+    floor.hear("metis", "m")
+    floor.end(entry("metis", "m"))
+    floor.end(entry("apollo", "a", Trouble("stalled", "silent")))
+    floor.close()
+    assert [name for name, _ in told] == ["apollo", "apollo", "apollo", "metis", "", ""]

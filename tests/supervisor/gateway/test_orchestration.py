@@ -17,7 +17,7 @@ from team import Team
 
 from protocol.errors import BackendDown, BadRequest, ModelError
 from protocol.messages import Heartbeat, StreamChunk, StreamStatus
-from supervisor.gateway import anybody
+from supervisor.gateway import attempts
 from supervisor.team.routing import Orchestration, RetryPolicy, Rule, TimeoutSettings
 
 ROSTER = ["apollo", "athena", "metis"]
@@ -139,27 +139,31 @@ async def test_what_is_under_way_from_here_counts_before_anybody_tells_of_it(tmp
 
 async def test_a_rule_for_all_has_one_text_of_their_answers_under_their_names(tmp_path: Path) -> None:
     wait = asyncio.Event()
-    broken = ScriptedBackend("Hel", ModelError("it broke"))
+    broken = ScriptedBackend(ModelError("it broke"))
     team = {"apollo": ScriptedBackend(wait, "second"), "metis": EchoBackend(), "athena": broken}
     async with gateway(tmp_path, **team) as served:
         with_rules(served, Rule("plan", ROSTER, "all"))
         with anyio.fail_after(5):
             async with served.events("POST", "/api/chat", json={"message": "a plan", "stream": True}) as events:
-                reading = aiter(events)
-                first = await anext(reading)
+                tokens = []
+                async for event in events:
+                    tokens.append(event.json)
+                    if event.json["content"] == "plan ":
+                        break
                 wait.set()
-                second, complete, _ = [event async for event in reading]
+                *rest, complete, _ = await events.all()
             told = await served.post("/api/chat", message="a plan")
-    assert first.json["content"] == "metis-ai:\na plan "
-    assert second.json["content"] == "\n\napollo-ai:\nsecond"
-    assert complete.json["content"] == first.json["content"] + second.json["content"]
+    tokens += [event.json for event in rest]
+    text = "## metis\n\na plan \n\n## apollo\n\nsecond\n\n## Not answered\n\n- athena: it broke\n"
+    assert "".join(token["content"] for token in tokens) == complete.json["content"] == text
+    assert {token["specialist_id"] for token in tokens} == {"metis-ai", "apollo-ai", "team"}
     context = complete.json["summary"]["context"]
-    assert context["routed"] == ["metis-ai", "apollo-ai"]
+    assert set(context["routed"]) == {"metis-ai", "apollo-ai"}
     assert context["failed"] == {"athena-ai": "it broke"}
     assert context["routed_by"]["strategy"] == "all"
     assert told["ai_id"] == "team"
-    assert told["usage"]["total_tokens"] == 18
-    assert sorted(told["content"].split("\n\n")) == ["apollo-ai:\nsecond", "metis-ai:\na plan "]
+    assert "usage" not in told  # not everybody was counted
+    assert told["content"].count("## ") == 3
 
 
 async def test_where_nobody_of_all_answers_it_is_an_error(tmp_path: Path) -> None:
@@ -168,7 +172,9 @@ async def test_where_nobody_of_all_answers_it_is_an_error(tmp_path: Path) -> Non
         with_rules(served, Rule(".", ROSTER, "all"))
         with anyio.fail_after(5):
             status, told, _ = await served.request("POST", "/api/chat", json={"message": "x"})
-    assert (status, told["code"], told["error"]) == (502, "backend_down", "nobody answered: no model server")
+    assert (status, told["code"]) == (502, "backend_down")
+    assert told["error"].startswith(f"nobody of {len(ROSTER)} answered: ")
+    assert told["error"].endswith(": no model server")
 
 
 async def test_one_that_fails_before_its_first_token_is_replaced_by_the_next_best(tmp_path: Path) -> None:
@@ -221,7 +227,7 @@ async def test_one_that_is_silent_for_longer_than_the_rules_allow_is_given_up(tm
 
 async def test_the_time_stands_still_while_a_model_is_loaded() -> None:
     """And a heartbeat does not stop it: a process that lives need not be one whose answer grows."""
-    listening = anybody.Listening("apollo", 60.0)
+    listening = attempts.Listening("apollo", 60.0)
     with listening.patience():
         ends = [anyio.current_effective_deadline()]
         for reply in (
@@ -243,3 +249,52 @@ async def test_nobody_ready_is_a_503_with_the_time_to_wait(tmp_path: Path) -> No
             status, told, response = await served.request("POST", "/api/chat", json={"message": "x"})
     assert (status, told["code"]) == (503, "unavailable")
     assert int(response.headers["Retry-After"]) >= 1
+
+
+# -- by OpenAI's protocol -----------------------------------------------------------------------------------------
+
+
+async def completed(served: ServedGateway, text: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    told: dict[str, Any] = await served.post("/v1/chat/completions", model="auto", messages=messages)
+    return told
+
+
+async def test_auto_is_whoever_the_rules_choose(tmp_path: Path) -> None:
+    async with gateway(tmp_path, apollo=ScriptedBackend("apollo's"), metis=ScriptedBackend("metis's")) as served:
+        with_rules(served, Rule("plan", ["metis"]), Rule("all", ["apollo", "metis"], "all"))
+        with anyio.fail_after(5):
+            one = await completed(served, "a plan")
+            everybody = await completed(served, "you all")
+    assert (one["model"], one["choices"][0]["message"]["content"]) == ("auto", "metis's")
+    assert sorted(everybody["choices"][0]["message"]["content"].split("\n\n")) == [
+        "",
+        "## apollo",
+        "## metis",
+        "apollo's",
+        "metis's",
+    ]
+
+
+async def test_where_autos_choice_fails_before_its_first_token_the_next_best_is_asked(tmp_path: Path) -> None:
+    down, silent = ScriptedBackend(BackendDown("no model server")), ScriptedBackend(asyncio.Event())
+    async with gateway(tmp_path, apollo=down, metis=EchoBackend()) as served:
+        with_rules(served, attempts=2)
+        with anyio.fail_after(5):
+            assert (await completed(served, "hi"))["choices"][0]["message"]["content"] == "hi "
+    assert len(down.prompts) == 1
+    async with gateway(tmp_path / "silent", apollo=silent, metis=EchoBackend()) as served:
+        with_rules(served, apollo_within=0.05, attempts=2)
+        with anyio.fail_after(5):
+            assert (await completed(served, "hi"))["choices"][0]["message"]["content"] == "hi "
+    assert silent.cut_short == 1
+
+
+async def test_auto_asks_nobody_else_once_a_token_was_said(tmp_path: Path) -> None:
+    broken, other = ScriptedBackend("Hel", ModelError("it broke")), EchoBackend()
+    async with gateway(tmp_path, apollo=broken, metis=other) as served:
+        with_rules(served, attempts=2)
+        with anyio.fail_after(5):
+            body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+            status, told, _ = await served.request("POST", "/v1/chat/completions", json=body)
+    assert (status, told["error"]["code"], other.prompts) == (502, "model_error", [])

@@ -1,4 +1,4 @@
-"""Whole answers that the gateway itself cuts short: told like those that are streamed, in every dialect."""
+"""What is the same in every dialect: whole answers that are cut short, and how long the first piece took."""
 
 from __future__ import annotations
 
@@ -45,3 +45,15 @@ async def test_a_whole_answer_that_is_cut_short_says_by_what(
     status, told, response = asked.result()
     said = told["error"] if isinstance(told["error"], dict) else told
     assert (status, said["code"], response.headers["Retry-After"]) == (503, code, "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), ASKED)
+async def test_the_first_piece_of_every_answer_is_timed(
+    tmp_path: Path, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    async with gateway(tmp_path, apollo=ScriptedBackend("Hel", "lo")) as served:
+        with anyio.fail_after(5):
+            assert (await served.request("POST", path, json=body | {"stream": stream}))[0] == 200
+            figures = await served.get("/metrics")
+    assert "chorus_gateway_first_token_seconds_count 1\n" in figures
