@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from keeping import Kept, fork_server, gone, keeping
+from keeping import BACKEND, Kept, fork_server, gone, keeping
 from msgspec.structs import replace
 from ports import GATEWAY_OFFSET, free_port_base
 from surviving import Callers
@@ -88,6 +88,7 @@ async def test_a_restart_finishes_what_is_under_way_and_refuses_nobody(tmp_path:
             assert answer.read() == b"done\n"
         await gone(old)
         assert callers.refused == []
+        assert kept.registry.report([]).backend == BACKEND, "what a gateway answers with is not the team's"
     assert "stopped in good order" in logged(tmp_path)
 
 
