@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from benchmarks.instruments import PYTHON, connection, cpu, load, percentile, pin, rss
+from benchmarks.instruments import PYTHON, connection, cpu, load, percentile, pin, rss, wait_until
 from benchmarks.limits import first_piece, model_server
 from benchmarks.peers import install
 from benchmarks.readers import Read, Reading
@@ -131,7 +131,7 @@ def measure(effort: Effort) -> Report:
             report.relays = [Figures(title=relay.title) for relay in relays]
             _firsts(report, relays, port, effort.questions)
             for relay, figures in zip(relays, report.relays, strict=True):
-                _waiting(relay, figures)
+                _waiting(relay, figures, port)
                 _say(f"{relay.title}: full speed")
                 figures.one, figures.one_cpu = _burst(relay, 1, effort.answers)
                 figures.fifty, figures.fifty_cpu = _burst(relay, 50, effort.answers // 10 + 1)
@@ -169,16 +169,15 @@ def _firsts(report: Report, relays: list[Relay], port: int, questions: int) -> N
                     figures.firsts.append(seconds)
 
 
-def _waiting(relay: Relay, figures: Figures) -> None:
+def _waiting(relay: Relay, figures: Figures, port: int) -> None:
     """Memory of streams that have had one token and wait for more."""
+    wait_until(lambda: _count(port)["open"] == 0)
     figures.idle = rss(relay.pid)
-    asking = Reading(port=relay.port, paths=[PATH], question="hold=1", count=IDLE, ramp=RAMP, seconds=2 * SETTLED_AFTER)
-    with readers(asking) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # all have asked
+    with readers(Reading(port=relay.port, paths=[PATH], question="hold=1", count=IDLE, ramp=RAMP)):
+        wait_until(lambda: _count(port)["open"] == IDLE)
         time.sleep(SETTLED_AFTER)
         figures.waiting = rss(relay.pid)
-        assert _result(process).tokens == IDLE
+    wait_until(lambda: _count(port)["open"] == 0)
 
 
 def _burst(relay: Relay, count: int, answers: int) -> tuple[float, float]:

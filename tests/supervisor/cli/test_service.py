@@ -276,6 +276,7 @@ def test_an_install_beside_a_team_that_is_no_service_is_refused(service: Service
 
 def test_an_install_where_somebody_holds_a_port_names_who(service: Service) -> None:
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", service.base + 12))
         holder.listen()
         assert f"pid {os.getpid()}" in service.run("service", "install", "--user", code=1)

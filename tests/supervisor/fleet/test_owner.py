@@ -3,13 +3,19 @@ from __future__ import annotations
 import os
 import socket
 
-from ports import free_port
-
 from supervisor.fleet.owner import describe, owner_of
 
 
+def fresh_port() -> int:
+    """A port of which not even an ended connection is left: without SO_REUSEADDR the kernel gives no other."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
 def test_a_free_port_has_no_owner() -> None:
-    assert owner_of(free_port()) is None
+    assert owner_of(fresh_port()) is None
 
 
 def test_a_listener_is_named_with_pid_command_and_age() -> None:
@@ -70,7 +76,7 @@ def test_a_held_port_comes_with_a_remedy() -> None:
 
 
 def test_a_port_whose_owner_is_not_seen_is_still_in_use() -> None:
-    port = free_port()
+    port = fresh_port()
     assert describe(port, "specialists.apollo.port") == (
         f"port {port} is in use",
         "wait, or set specialists.apollo.port",

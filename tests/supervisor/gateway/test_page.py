@@ -58,7 +58,7 @@ async def asks(page: Page, who: str, question: str) -> None:
 
 async def test_the_team_is_shown_as_it_is_and_as_it_changes(page: Page, front: Front) -> None:
     await opened(page, front.url)
-    await expect(page.get_by_role("status").first).to_have_text("2 of 2 answer · tiny:latest on ollama")
+    await expect(page.get_by_role("status").first).to_contain_text("2 of 2 answer")
     await expect(page.get_by_role("radio", name="anybody")).to_be_checked()
     athena = page.get_by_role("radio", name="athena")
     await expect(athena).to_have_accessible_name(re.compile("^athena Says what is known, .* ready$"))
