@@ -16,7 +16,7 @@ import pytest
 
 from protocol.control import Transition
 from supervisor.fleet import eventlog
-from supervisor.fleet.eventlog import ROTATED, EventLog, last_number, read_record
+from supervisor.fleet.eventlog import FILE, ROTATED, EventLog, last_number, latest, read_record
 
 
 def event(seq: int, cause: str = "asked") -> Transition:
@@ -270,3 +270,49 @@ def test_a_writer_that_is_killed_again_and_again_leaves_no_hole(path: Path) -> N
         found = numbers(path)
         assert found[-1] >= told  # nobody was told of what is not on disk
         assert found == list(range(found[0], found[-1] + 1))
+
+
+# -- the newest of them ---------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, *seqs: int, at: float = 1000.0) -> None:
+    log = EventLog(path)
+    for seq in seqs:
+        log.append(Transition(seq=seq, name="apollo", from_="a", to="b", cause="x" * 200, at=at + seq))
+    log.close()
+
+
+def newest(path: Path, most: int = 1000) -> list[int]:
+    return [one.seq for one in latest(path, most)]
+
+
+def test_the_newest_are_told_oldest_first_through_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / FILE
+    assert newest(path) == []
+    monkeypatch.setattr(eventlog, "MAX_BYTES", 1000)
+    written(path, *range(1, 8))
+    assert path.with_name(f"{FILE}.2").exists()
+    assert newest(path) == list(range(1, 8))
+    assert newest(path, 3) == [5, 6, 7]
+
+
+def test_behind_a_hole_they_begin(tmp_path: Path) -> None:
+    written(tmp_path / FILE, 1, 2, 5, 6)
+    assert newest(tmp_path / FILE) == [5, 6]
+
+
+def test_those_of_an_earlier_count_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    written(path, 1, 2, 3)
+    path.rename(path.with_name(f"{FILE}.1"))
+    written(path, 1, 2, at=5000.0)
+    assert [one.at for one in latest(path, 1000)] == [5001.0, 5002.0]
+
+
+def test_a_file_that_was_read_under_two_names_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    written(path, 1, 2, 3)
+    path.rename(path.with_name(f"{FILE}.2"))
+    written(path, 4, 5)
+    path.with_name(f"{FILE}.1").write_bytes(path.read_bytes())
+    assert newest(path) == [1, 2, 3, 4, 5]

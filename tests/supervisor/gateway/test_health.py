@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import anyio
 import pytest
 from gatewaying import ServedGateway, gateway, gateway_of
@@ -16,6 +17,7 @@ from team import Team
 
 from protocol.codec import decode_reply
 from protocol.messages import HealthResponse
+from supervisor.gateway import health
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,19 @@ async def test_the_team_is_counted_by_state(team: Team) -> None:
     assert told['chorus_specialist_restarts_total{specialist="apollo"}'] == 0
     assert told["process_resident_memory_bytes"] > 10_000_000
     assert told["process_cpu_seconds_total"] > 0
+
+
+async def test_a_connection_that_breaks_is_no_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(health, "how_it_is", broken)
+    async with gateway(tmp_path, apollo=EchoBackend()) as served:
+        with anyio.fail_after(5):
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await served.get("/health")
+            told = await figures(served)
+    assert told['chorus_gateway_requests_total{method="GET",route="/health",status="499"}'] >= 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
