@@ -83,7 +83,6 @@ async def _one(house: House, choice: Choice, question: Chat, stream: Stream) -> 
 
 
 async def _all(house: House, choice: Choice, question: Chat, stream: Stream) -> None:
-    timeout = house.router.rules.timeout_settings.default
     pieces: list[str] = []
 
     def say(name: str, text: str) -> None:
@@ -91,7 +90,7 @@ async def _all(house: House, choice: Choice, question: Chat, stream: Stream) -> 
         stream.append("token", json_line(token(names.specialist_id(name) if name else TEAM, text, len(pieces))))
         pieces.append(text)
 
-    asked = team_question(question, timeout if timeout is not None else SILENCE)
+    asked = team_question(question, house.router.rules, otherwise=SILENCE)
     finished = await said_together([house.team.member(name) for name in choice.chosen], asked, say)
     stream.append("complete", json_line(_complete(choice, finished, "".join(pieces))))
     stream.append(*DONE)

@@ -32,6 +32,7 @@ from supervisor.gateway.operation import Answer, Call
 from supervisor.gateway.resume import serve
 from supervisor.gateway.stream import Stream
 from supervisor.gateway.teamchat import team_question
+from supervisor.team.chat import TeamQuestion
 
 if TYPE_CHECKING:
     from supervisor.gateway.house import House
@@ -117,7 +118,7 @@ def _answering(house: House, spelling: str, question: Chat) -> Callable[[Telling
     match names.canonical(spelling):
         case "team":
             members = members_of(house.team, None)
-            return lambda telling: tell_all(members, team_question(question, TEAM_SILENCE), telling)
+            return lambda telling: tell_all(members, _of_all(house, question), telling)
         case "auto":
             return lambda telling: _by_the_rules(house, question, telling)
         case _:
@@ -125,12 +126,15 @@ def _answering(house: House, spelling: str, question: Chat) -> Callable[[Telling
             return lambda telling: tell_one(member, question, telling)
 
 
+def _of_all(house: House, question: Chat) -> TeamQuestion:
+    return team_question(question, house.router.rules, otherwise=TEAM_SILENCE)
+
+
 async def _by_the_rules(house: House, question: Chat, telling: Telling) -> None:
     choice = await house.router.choose(question.text)
     if choice.strategy == "all":
         members = [house.team.member(name) for name in choice.chosen]
-        timeout = house.router.rules.timeout_settings.default or TEAM_SILENCE
-        await tell_all(members, team_question(question, timeout), telling)
+        await tell_all(members, _of_all(house, question), telling)
     else:
         await attempted(house, choice, lambda member, _, hear: tell_one(member, question, telling, hear))
 

@@ -6,7 +6,7 @@ still a 200 with nothing in `responses`. Only where nobody can be asked at all i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,10 @@ from supervisor.gateway.team import Team
 from supervisor.gateway.teamevents import KIND, Telling, whole
 from supervisor.team.chat import Member, Moderation, TeamQuestion, ask_team
 from supervisor.team.moderation import usual_moderator
+from supervisor.team.routing import Orchestration
+
+if TYPE_CHECKING:
+    from supervisor.gateway.house import House
 
 V0 = "application/vnd.chorus.v0+json"  # whoever accepts this is given `responses` as a dictionary of texts
 
@@ -68,7 +72,7 @@ class TeamQuery(ChatQuery, frozen=True):
 
 async def ask_everybody(call: Call[TeamBody]) -> Answer:
     """Everybody's answers, when the last one has ended."""
-    work = _asked(call.house.team, call.body)
+    work = _asked(call.house, call.body)
     if call.body.stream:
         return await serve(call, await call.begun(KIND, work), grace=call.grace)
     answer = whole(await call.outcome(KIND, work))
@@ -81,7 +85,7 @@ async def ask_everybody(call: Call[TeamBody]) -> Answer:
 
 async def ask_everybody_live(call: Call[TeamBody]) -> Answer:
     """Everybody's answers as they grow: `token`s, a `message` as each one ends, then `complete`, then `done`."""
-    return await serve(call, await call.begun(KIND, _asked(call.house.team, call.body)), grace=call.grace)
+    return await serve(call, await call.begun(KIND, _asked(call.house, call.body)), grace=call.grace)
 
 
 async def ask_everybody_by_query(call: Call[None]) -> Answer:
@@ -99,7 +103,7 @@ async def ask_everybody_by_query(call: Call[None]) -> Answer:
         timeout=query.timeout,
         deadline=query.deadline,
     )
-    return await serve(call, await call.begun(KIND, _asked(call.house.team, body)), grace=RESUME_GRACE)
+    return await serve(call, await call.begun(KIND, _asked(call.house, body)), grace=RESUME_GRACE)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------------------
@@ -109,20 +113,30 @@ def _names(text: str | None) -> list[str] | None:
     return [one.strip() for one in text.split(",") if one.strip()] if text is not None else None
 
 
-def _asked(team: Team, body: TeamBody) -> Work:
+def _asked(house: House, body: TeamBody) -> Work:
     """The work that a body asks for. Raises what is wrong with it."""
-    chat = question_of(body)
+    team, chat = house.team, question_of(body)
     if body.moderation_mode == "directed" and not body.target_sockets:
         raise BadRequest("target_sockets: missing; directed asks those whom it names")
     members = members_of(team, body.target_sockets or body.specialists)
-    return asking(members, team_question(chat, body.timeout, _moderation(team, body, members)))
+    moderation = _moderation(team, body, members)
+    return asking(members, team_question(chat, house.router.rules, timeout=body.timeout, moderation=moderation))
 
 
-def team_question(chat: Chat, timeout: float | None, moderation: Moderation | None = None) -> TeamQuestion:
-    """One specialist's question as everybody's."""
+def team_question(
+    chat: Chat,
+    rules: Orchestration,
+    *,
+    timeout: float | None = None,
+    otherwise: float | None = None,
+    moderation: Moderation | None = None,
+) -> TeamQuestion:
+    """One specialist's question as everybody's. Without a `timeout` of its own it has those of the rules, or `otherwise`."""
+    default = rules.timeout_settings.default
     return TeamQuestion(
         content=chat.text,
-        timeout=timeout,
+        timeout=timeout if timeout is not None else default if default is not None else otherwise,
+        timeouts=rules.timeouts if timeout is None else {},
         deadline=chat.deadline,
         context=chat.context,
         history=chat.history,

@@ -70,10 +70,14 @@ class Moderation(Struct, frozen=True):
 
 
 class TeamQuestion(Struct, frozen=True, kw_only=True):
-    """What is asked of all. `timeout` is silence in seconds for each, `deadline` seconds for the whole."""
+    """What is asked of all. `timeout` is silence in seconds for each, `deadline` seconds for the whole.
+
+    `timeouts` has by their names those who may be silent for another time.
+    """
 
     content: str
     timeout: float | None = None
+    timeouts: dict[str, float] = {}
     deadline: float | None = None
     context: dict[str, Any] | None = None
     history: list[Turn] | None = None
@@ -107,7 +111,7 @@ class _Round:
         self.request_id = secrets.token_hex(8)
         self.began = anyio.current_time()
         self.deadline = self.began + question.deadline if question.deadline is not None else math.inf
-        self.progress = [_Progress(member, self.silence) for member in members]
+        self.progress = [_Progress(member, question.timeouts.get(member.name, self.silence)) for member in members]
         self.entries: list[Entry] = []
         self.timed_out: list[Entry] = []
         self.failed: list[Entry] = []

@@ -67,10 +67,14 @@ class Orchestration(Struct, frozen=True, forbid_unknown_fields=True):
     timeout_settings: TimeoutSettings = TimeoutSettings()
     retry_policy: RetryPolicy = RetryPolicy()
 
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """How long those may be silent of whom that is said, by their names."""
+        return {names.canonical(one): seconds for one, seconds in self.timeout_settings.per_specialist.items()}
+
     def timeout_of(self, name: str) -> float | None:
         """How long this specialist may be silent."""
-        own = {names.canonical(one): seconds for one, seconds in self.timeout_settings.per_specialist.items()}
-        return own.get(names.canonical(name), self.timeout_settings.default)
+        return self.timeouts.get(names.canonical(name), self.timeout_settings.default)
 
 
 class Choice(Struct, frozen=True):

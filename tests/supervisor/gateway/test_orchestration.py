@@ -298,3 +298,17 @@ async def test_auto_asks_nobody_else_once_a_token_was_said(tmp_path: Path) -> No
             body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
             status, told, _ = await served.request("POST", "/v1/chat/completions", json=body)
     assert (status, told["error"]["code"], other.prompts) == (502, "model_error", [])
+
+
+async def test_a_team_chat_has_the_patience_of_the_rules_where_it_says_nothing_else(tmp_path: Path) -> None:
+    silent = ScriptedBackend("Hel", asyncio.Event())
+    async with gateway(tmp_path, apollo=silent, metis=EchoBackend()) as served:
+        with_rules(served, apollo_within=0.05)
+        with anyio.fail_after(10):
+            told = await served.post("/api/team-chat", message="x")
+            assert [one["specialist_id"] for one in told["timed_out"]] == ["apollo-ai"]
+            assert "silent for 0.05 s" in told["timed_out"][0]["error"]["error"]
+            assert list(told["responses_by_id"]) == ["metis-ai"]
+            with anyio.move_on_after(0.3) as patience:
+                await served.post("/api/team-chat", message="x", timeout=60)
+            assert patience.cancelled_caught
