@@ -14,4 +14,4 @@ _numbers = itertools.count()
 def before_call(context: HookContext, case: Case, kwargs: object) -> None:
     """A retry key is for one request: a second one that has it and is not the same is refused, as it should be."""
     if case.headers and (key := case.headers.get("Idempotency-Key")):
-        case.headers["Idempotency-Key"] = f"{key}{next(_numbers)}"
+        case.headers["Idempotency-Key"] = f"{key[:240]}{next(_numbers)}"

@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from protocol import __version__
-from supervisor.gateway.operation import REQUIRED, Answer, Call, Kind, Operation
+from supervisor.gateway.operation import REQUIRED, RETRY_KEY, Answer, Call, Kind, Operation
 from supervisor.gateway.problem import CONTENT_TYPE, TITLES, WAITING_HELPS, Problem
 
 Json = dict[str, Any]
@@ -38,11 +38,11 @@ CURSOR: Json = {
     "description": "The id of the last event that the reader has: what follows it is sent.",
     "schema": {"type": "string"},
 }
-RETRY_KEY: Json = {
+IDEMPOTENCY_KEY: Json = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "Names this request: sent again, it joins the first one instead of being done twice.",
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "maxLength": RETRY_KEY, "pattern": "^[ -~]*$"},
 }
 SECURITY: Json = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key that `chorus key create` made."},
@@ -163,7 +163,7 @@ def _parameters(one: Operation, schemas: _Schemas) -> list[Json]:
     if "events" in one.kinds and one.method == "GET":
         found.append(CURSOR)
     if one.takes_retry_key:
-        found.append(RETRY_KEY)
+        found.append(IDEMPOTENCY_KEY)
     return found
 
 
