@@ -21,7 +21,7 @@ from scripted import EchoBackend
 
 from supervisor.gateway import keys
 
-pytestmark = [pytest.mark.xdist_group("gateway's clients"), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
