@@ -86,6 +86,7 @@ async def test_told_to_end_it_gives_a_hundred_readers_a_proper_end(front: Front)
 
 async def test_told_to_end_it_waits_for_nobody_who_does_not_read(front: Front) -> None:
     front.server.use(Script(tokens=("word " * 1000,), endless=True))
+    await anyio.to_thread.run_sync(wait_until, lambda: front.status["pid"] is not None, WITHIN, "no gateway is there")
     pid = front.status["pid"]
     with ExitStack() as rude:
         for path in ("/api/chat/apollo/stream", "/api/chat/athena/stream", "/api/chat/apollo"):
